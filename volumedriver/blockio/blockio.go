@@ -25,6 +25,16 @@ import "errors"
 // BlockSize is the volume driver's unit in bytes: maps, logs and objects speak of blocks, gateways of bytes.
 const BlockSize = 4096
 
+// Flags ask for more than a plain request.
+type Flags uint8
+
+const (
+	// FUA: the request ends only when it is durable.
+	FUA Flags = 1 << iota
+	// Extend: a write beyond the end makes the volume larger instead of failing with ErrBeyondEnd (NFS).
+	Extend
+)
+
 // Completer is told the end of submitted requests. Both methods may be called from any goroutine, also from inside the
 // Try method or Kick of the one that submitted; they must not block on the network and must not call the volume driver.
 type Completer interface {
