@@ -1,0 +1,39 @@
+# Two commands: `make build` gives bin/varve, `make run` serves from ./.data. Everything else is for those who change it.
+GO   ?= go
+DATA ?= ./.data
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+SRC  := $(shell find appliance control gateway volumedriver -name '*.go' 2>/dev/null) go.mod go.sum
+
+.PHONY: build run test check setup bench soak clean FORCE
+
+build: bin/varve
+
+bin/varve: $(SRC)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./appliance/varve
+
+# One node on DATA. It prints its URL and how to mount and attach; Ctrl-C stops it cleanly.
+run: build
+	bin/varve serve --data $(DATA)
+
+# What the tests need beyond Go: Debian packages, a guest kernel, fio with its nfs engine. Installs only what is missing.
+setup:
+	$(SUDO) test/setup.sh packages
+	test/setup.sh cache
+
+# All that CI runs, layer by layer; `make test LAYERS="check unit nbd"` runs some.
+test: setup
+	$(GO) run ./test/run $(LAYERS)
+
+check:
+	$(GO) run ./test/run check
+
+# Ours beside qemu-nbd, nbdkit, nbd-server and nfs-ganesha. BENCH_ROWS="G1 G13", BENCH_REPEAT=5, BENCH_SECONDS=3.
+bench: setup build
+	$(GO) run ./test/bench
+
+# The mixed load for as long as SOAK says (minutes), with kills and a full verification at the end.
+soak: setup build
+	VARVE_SOAK_MINUTES=$(or $(SOAK),10) $(GO) run ./test/run soak
+
+clean:
+	rm -rf bin

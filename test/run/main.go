@@ -1,0 +1,302 @@
+// Command run runs the test layers that CI runs, one after the other, and ends with the line `N passed, N failed`.
+//
+// A layer is a list of commands. Those that are `go test` are run with -json, so that every test counts as one result;
+// any other command counts as one. Of what tests print, three kinds of lines reach the terminal: results to be shown
+// (harness.Show prints them with the prefix `» `), everything that a failing test printed, and skips. A skipped test is
+// neither passed nor failed and is named at the end; in CI nothing is skipped since `make setup` installs all tools.
+//
+//	run                  all layers of the default list
+//	run check unit nbd   these only
+//	run -list            the names
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// layer is a named part of the suite. Commands run in order, each under the layer's limit.
+type layer struct {
+	name     string
+	what     string
+	limit    time.Duration
+	optional bool // not part of the default list
+	commands [][]string
+}
+
+const module = "varve"
+
+// e2e is a `go test` of the end-to-end package, restricted to the tests whose names begin with one of the prefixes.
+func e2e(limit string, prefixes ...string) []string {
+	return []string{"go", "test", "-tags", "e2e", "-count=1", "-timeout", limit, "-run", "^Test(" + strings.Join(prefixes, "|") + ")", "./test/e2e"}
+}
+
+var layers = []layer{
+	{name: "check", what: "formatting, vet, layout and import directions", limit: 4 * time.Minute, commands: [][]string{
+		{"test/check.sh"},
+		{"go", "test", "-count=1", "./test/layout"},
+	}},
+	{name: "unit", what: "unit tests, models and crash points", limit: 9 * time.Minute, commands: [][]string{
+		{"go", "test", "-timeout", "8m", "./..."},
+	}},
+	{name: "race", what: "the race detector on the data path and the control state (short)", limit: 6 * time.Minute, commands: [][]string{
+		{"env", "CGO_ENABLED=1", "go", "test", "-race", "-short", "-timeout", "5m", "./volumedriver/...", "./gateway/...", "./control/..."},
+	}},
+	{name: "fuzz", what: "a short run of every fuzz target", limit: 5 * time.Minute, commands: [][]string{
+		{"go", "run", "./test/fuzz"},
+	}},
+	{name: "planted", what: "known bugs planted in a copy, each caught by its test", limit: 8 * time.Minute, commands: [][]string{
+		{"go", "test", "-count=1", "-timeout", "7m", "-tags", "planted", "./test/planted"},
+	}},
+	{name: "build", what: "the static binary", limit: 4 * time.Minute, commands: [][]string{{"make", "--no-print-directory", "build"}}},
+	{name: "nbd", what: "libnbd, nbdcopy, qemu-img, qemu-io and fio against the NBD server", limit: 5 * time.Minute,
+		commands: [][]string{e2e("4m", "NBD")}},
+	{name: "nfs", what: "libnfs and fio's nfs engine against the NFS server", limit: 4 * time.Minute,
+		commands: [][]string{e2e("3m", "NFS")}},
+	{name: "kill", what: "kills of the real process under load, rebuild from the backend", limit: 7 * time.Minute,
+		commands: [][]string{e2e("6m", "Kill", "Rebuild")}},
+	{name: "limits", what: "memory with many volumes, and rude clients", limit: 5 * time.Minute,
+		commands: [][]string{e2e("4m", "Memory", "Rude")}},
+	{name: "guest", what: "a Linux guest's nbd-client and NFSv3 mounts", limit: 7 * time.Minute,
+		commands: [][]string{e2e("6m", "Guest")}},
+	{name: "vm", what: "a VM boots from our disk over NBD and over an NFS mount, is killed, boots again", limit: 7 * time.Minute,
+		commands: [][]string{e2e("6m", "VM")}},
+	{name: "soak", what: "mixed load with kills for VARVE_SOAK_MINUTES", limit: 24 * time.Hour, optional: true,
+		commands: [][]string{e2e("24h", "Soak")}},
+}
+
+// tally collects results over all layers.
+type tally struct {
+	passed  int
+	failed  []string
+	skipped []string
+}
+
+func main() {
+	list := flag.Bool("list", false, "print the layers and end")
+	flag.Parse()
+	if *list {
+		for _, l := range layers {
+			fmt.Printf("%-8s %s\n", l.name, l.what)
+		}
+		return
+	}
+	chosen, err := choose(flag.Args())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+
+	var sum tally
+	var times []string
+	begin := time.Now()
+	for _, l := range chosen {
+		if ctx.Err() != nil {
+			sum.failed = append(sum.failed, l.name+": interrupted")
+			break
+		}
+		fmt.Printf("\n== %s: %s\n", l.name, l.what)
+		start := time.Now()
+		l.run(ctx, &sum)
+		took := time.Since(start).Round(100 * time.Millisecond)
+		fmt.Printf("== %s took %s\n", l.name, took)
+		times = append(times, fmt.Sprintf("%s %s", l.name, took))
+	}
+	fmt.Printf("\n%s; in total %s\n", strings.Join(times, ", "), time.Since(begin).Round(time.Second))
+	for _, s := range sum.skipped {
+		fmt.Println("skipped:", s)
+	}
+	for _, f := range sum.failed {
+		fmt.Println("FAILED:", f)
+	}
+	fmt.Printf("%d passed, %d failed\n", sum.passed, len(sum.failed))
+	if len(sum.failed) > 0 {
+		os.Exit(1)
+	}
+}
+
+func choose(names []string) ([]layer, error) {
+	var chosen []layer
+	if len(names) == 0 {
+		for _, l := range layers {
+			if !l.optional {
+				chosen = append(chosen, l)
+			}
+		}
+		return chosen, nil
+	}
+	for _, n := range names {
+		i := slices.IndexFunc(layers, func(l layer) bool { return l.name == n })
+		if i < 0 {
+			return nil, fmt.Errorf("unknown layer %q; `go run ./test/run -list` names them", n)
+		}
+		chosen = append(chosen, layers[i])
+	}
+	return chosen, nil
+}
+
+func (l layer) run(ctx context.Context, sum *tally) {
+	ctx, cancel := context.WithTimeout(ctx, l.limit)
+	defer cancel()
+	for _, c := range l.commands {
+		label := l.name + ": " + strings.Join(c, " ")
+		failedBefore := len(sum.failed)
+		err := runCommand(ctx, c, sum)
+		switch {
+		case err == nil && !isGoTest(c):
+			sum.passed++
+		case err == nil:
+		case ctx.Err() != nil:
+			sum.failed = append(sum.failed, fmt.Sprintf("%s: ended at the layer's limit of %s", label, l.limit))
+		case len(sum.failed) == failedBefore: // it failed without a test that says so
+			sum.failed = append(sum.failed, fmt.Sprintf("%s: %v", label, err))
+		}
+	}
+}
+
+func isGoTest(c []string) bool {
+	i := slices.Index(c, "test")
+	return i > 0 && c[i-1] == "go"
+}
+
+// runCommand runs c in a process group of its own, which is killed when the command ends, so that nothing stays behind.
+func runCommand(ctx context.Context, c []string, sum *tally) error {
+	if isGoTest(c) {
+		i := slices.Index(c, "test")
+		c = slices.Insert(slices.Clone(c), i+1, "-json")
+	}
+	cmd := exec.Command(c[0], c[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.WaitDelay = 10 * time.Second
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", c[0], err)
+	}
+	stop := context.AfterFunc(ctx, func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) })
+	defer stop()
+	hard, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go killLater(ctx, hard, cmd.Process.Pid)
+	if isGoTest(c) {
+		readTests(out, sum)
+	} else {
+		io.Copy(os.Stdout, out)
+	}
+	err = cmd.Wait()
+	syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	return err
+}
+
+// killLater ends the group for good some seconds after ctx ended, unless the command has ended by then.
+func killLater(ctx, ended context.Context, pid int) {
+	select {
+	case <-ended.Done():
+		return
+	case <-ctx.Done():
+	}
+	select {
+	case <-ended.Done():
+	case <-time.After(15 * time.Second):
+		syscall.Kill(-pid, syscall.SIGKILL)
+	}
+}
+
+// event is a line of `go test -json`.
+type event struct {
+	Action  string
+	Package string
+	Test    string
+	Output  string
+	Elapsed float64
+}
+
+// readTests counts top-level tests and subtests alike: a test with subtests counts through those.
+func readTests(r io.Reader, sum *tally) {
+	output := map[string][]string{} // of each test, until its result is known
+	parents := map[string]bool{}
+	broken := map[string]bool{}
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 16<<20)
+	for lines.Scan() {
+		var e event
+		if json.Unmarshal(lines.Bytes(), &e) != nil {
+			fmt.Println(lines.Text()) // the toolchain itself speaks: a build error
+			continue
+		}
+		pkg := strings.TrimPrefix(e.Package, module+"/")
+		key := e.Package + " " + e.Test
+		label := strings.TrimSpace(filepath.ToSlash(pkg) + " " + e.Test)
+		switch e.Action {
+		case "run":
+			if i := strings.LastIndexByte(e.Test, '/'); i >= 0 {
+				parents[e.Package+" "+e.Test[:i]] = true
+			}
+		case "output", "build-output":
+			if text, ok := strings.CutPrefix(e.Output, "» "); ok {
+				fmt.Print("  ", text)
+			}
+			output[key] = append(output[key], e.Output)
+		case "pass":
+			if e.Test != "" && !parents[key] {
+				sum.passed++
+			}
+			if e.Test == "" {
+				fmt.Printf("  ok %-40s %6.1fs\n", pkg, e.Elapsed)
+			}
+			delete(output, key)
+		case "skip":
+			if e.Test != "" {
+				sum.skipped = append(sum.skipped, label+": "+reason(output[key]))
+			}
+			delete(output, key)
+		case "fail", "build-fail":
+			if e.Test == "" && broken[e.Package] {
+				continue
+			}
+			broken[e.Package] = true
+			if !parents[key] {
+				sum.failed = append(sum.failed, label)
+			}
+			fmt.Printf("--- FAILED %s\n", label)
+			text := output[key]
+			if over := len(text) - 400; over > 0 {
+				fmt.Printf("    (%d lines left out)\n", over)
+				text = text[over:]
+			}
+			for _, o := range text {
+				fmt.Print("    ", o)
+			}
+			delete(output, key)
+		}
+	}
+}
+
+// reason finds why a test skipped: the line that t.Skip logged.
+func reason(output []string) string {
+	for _, o := range output {
+		if _, text, ok := strings.Cut(o, ".go:"); ok {
+			if _, text, ok = strings.Cut(text, ": "); ok {
+				return strings.TrimSpace(text)
+			}
+		}
+	}
+	return "no reason given"
+}

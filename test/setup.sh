@@ -1,0 +1,81 @@
+#!/bin/bash
+# setup.sh packages: installs the Debian 12 packages that the tests and benchmarks use and that are missing (root).
+# setup.sh cache:    fills .cache/ with what takes long to make: the guest's kernel, fio with the nfs engine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cache=$PWD/.cache
+mkdir -p "$cache"
+
+PACKAGES="make gcc libc6-dev patch dpkg-dev xz-utils
+	qemu-system-x86 qemu-utils qemu-block-extra seabios ipxe-qemu
+	nbdkit nbd-server nbd-client libnbd-bin fio
+	libnfs-utils libnfs-dev libnbd-dev libaio-dev zlib1g-dev pkg-config
+	nfs-common nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 util-linux
+	busybox-static kmod e2fsprogs dosfstools mtools syslinux syslinux-common"
+
+packages() {
+	local missing=() p
+	for p in $PACKAGES; do
+		dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q ' installed$' || missing+=("$p")
+	done
+	[ ${#missing[@]} = 0 ] && return
+	echo "installing ${missing[*]}"
+	export DEBIAN_FRONTEND=noninteractive
+	# A service that starts by itself would take ports and leave processes behind.
+	local policy=/usr/sbin/policy-rc.d mine=
+	[ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' >$policy; chmod +x $policy; mine=1; }
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$cache/apt.log" 2>&1 || { tail -20 "$cache/apt.log"; exit 1; }
+	[ -z "$mine" ] || rm -f $policy
+}
+
+# The cloud flavour is small (27 MB), boots fast and has nbd, nfs and virtio.
+kernel() {
+	[ -s "$cache/guest/vmlinuz" ] && [ -d "$cache/guest/modules" ] && return
+	local work; work=$(mktemp -d)
+	local name; name=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ {print $2; exit}')
+	if [ -z "$name" ]; then
+		echo "no linux-image-cloud-amd64 in the package lists: run apt-get update"; exit 1
+	fi
+	echo "fetching the guest's kernel $name"
+	(cd "$work" && apt-get -o APT::Sandbox::User=root download -qq "$name" && dpkg-deb -x "$name"_*.deb root)
+	mkdir -p "$cache/guest"
+	rm -rf "$cache/guest/modules" "$cache/guest/vmlinuz"
+	local version; version=$(ls "$work/root/lib/modules")
+	depmod -b "$work/root" "$version"
+	mv "$work/root/lib/modules/$version" "$cache/guest/modules"
+	echo "$version" >"$cache/guest/version"
+	cp "$work/root/boot/vmlinuz-$version" "$cache/guest/vmlinuz"
+	rm -rf "$work"
+}
+
+# Debian's fio is built without libnfs; its source package has the engine. The package lists for it live in .cache/.
+fio_nfs() {
+	[ -x "$cache/fio-nfs" ] && return
+	echo "building fio with the nfs engine"
+	local work; work=$(mktemp -d)
+	local version; version=$(dpkg-query -W -f '${source:Version}' fio)
+	local mirror; mirror=$(apt-cache policy fio | grep -oE 'https?://[^ ]+' | head -1)
+	mkdir -p "$work/lists/partial"
+	echo "deb-src ${mirror:-http://deb.debian.org/debian} bookworm main" >"$work/sources.list"
+	local apt=(-qq -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=/dev/null
+		-o "Dir::State::Lists=$work/lists" -o APT::Sandbox::User=root -o Acquire::Languages=none)
+	(
+		cd "$work"
+		apt-get "${apt[@]}" update
+		apt-get "${apt[@]}" --download-only source "fio=$version" >/dev/null
+		dpkg-source -x fio_*.dsc src >/dev/null
+		cd src
+		./configure --enable-libnfs --disable-native >configure.log 2>&1
+		make -j"$(nproc)" >make.log 2>&1 || { tail -20 make.log; exit 1; }
+		./fio --enghelp | grep -qw nfs
+		install -m 755 fio "$cache/fio-nfs.new" && mv "$cache/fio-nfs.new" "$cache/fio-nfs"
+	)
+	rm -rf "$work"
+}
+
+case ${1:-} in
+packages) packages ;;
+cache) kernel; fio_nfs ;;
+*) sed -n '2,3s/^# //p' "$0"; exit 2 ;;
+esac
