@@ -1,0 +1,266 @@
+package state
+
+import (
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// InitCluster makes the cluster's record. A second one with another id is refused: two bootstraps would be two clusters.
+type InitCluster struct {
+	ID     uuid.UUID `json:"id"`
+	Format int       `json:"format"`
+}
+
+func (c *InitCluster) check() error {
+	if c.ID == uuid.Nil || c.Format != Format {
+		return invalid("cluster "+c.ID.String(), fmt.Sprintf("format %d, this binary knows %d", c.Format, Format))
+	}
+	return nil
+}
+
+func (c *InitCluster) apply(t *tx) (Result, error) {
+	if have, ok := t.Cluster(); ok {
+		if have.ID == c.ID {
+			return Result{}, nil
+		}
+		return Result{}, &Error{Err: ErrConflict, Object: "cluster " + have.ID.String(),
+			Detail: "is not " + c.ID.String(), Remedy: "start the node with the data directory it was made with"}
+	}
+	t.put(tCluster, &Cluster{ID: c.ID, Format: c.Format, Created: t.at, Rev: t.index})
+	return Result{}, nil
+}
+
+// RegisterNode records what a node says of itself. Every start of a node sends one.
+type RegisterNode struct {
+	ID   uuid.UUID `json:"id"`
+	Spec NodeSpec  `json:"spec"`
+}
+
+func (c *RegisterNode) check() error {
+	if c.ID == uuid.Nil {
+		return invalid("node", "no id")
+	}
+	if c.Spec.Role != RoleMaster {
+		return invalid("node "+c.ID.String(), "role "+quote(c.Spec.Role))
+	}
+	for _, s := range []string{c.Spec.NBD, c.Spec.NFS, c.Spec.HTTPS, c.Spec.Version} {
+		if len(s) > NameBytesMax || !utf8.ValidString(s) {
+			return invalid("node "+c.ID.String(), "address or version too long or not UTF-8")
+		}
+	}
+	return checkLabel("node", c.Spec.Name)
+}
+
+func (c *RegisterNode) apply(t *tx) (Result, error) {
+	n := &Node{ID: c.ID, NodeSpec: c.Spec, Joined: t.at, Seen: t.at, Rev: t.index}
+	if have, err := t.Node(c.ID); err == nil {
+		n.Joined = have.Joined
+	}
+	t.put(tNode, n)
+	return Result{}, nil
+}
+
+// CreateVPool makes a vPool with an empty root directory.
+type CreateVPool struct {
+	ID      uuid.UUID `json:"id"`
+	Name    string    `json:"name"`
+	Backend Backend   `json:"backend"`
+	Key     []byte    `json:"key"`
+	Clients []string  `json:"clients"`
+	Mode    uint32    `json:"mode"`
+	UID     uint32    `json:"uid"`
+	GID     uint32    `json:"gid"`
+}
+
+func (c *CreateVPool) check() error {
+	object := "vpool " + quote(c.Name)
+	if err := checkLabel("vpool", c.Name); err != nil {
+		return err
+	}
+	if FSIDOf(c.ID) == 0 {
+		return invalid(object, "no id")
+	}
+	if len(c.Key) != len(Secret{}) {
+		return invalid(object, "no handle key")
+	}
+	if c.Mode > 0o7777 {
+		return invalid(object, fmt.Sprintf("mode %o", c.Mode))
+	}
+	if err := checkClients(object, c.Clients); err != nil {
+		return err
+	}
+	return c.Backend.check(object)
+}
+
+func (b Backend) check(object string) error {
+	switch {
+	case b.Kind != BackendLocal:
+		return &Error{Err: ErrInvalid, Object: object, Detail: "backend kind " + quote(b.Kind) + " is not known",
+			Remedy: "use local:///directory"}
+	case !path.IsAbs(b.Dir) || path.Clean(b.Dir) != b.Dir || b.Dir == "/" || len(b.Dir) > TargetBytesMax || !utf8.ValidString(b.Dir):
+		return &Error{Err: ErrInvalid, Object: object, Detail: "backend directory " + quote(b.Dir) + " is not a clean absolute path",
+			Remedy: "use local:///directory"}
+	}
+	return nil
+}
+
+// Overlaps says whether two backends share storage: the same directory, or one inside the other.
+func (b Backend) Overlaps(o Backend) bool {
+	if b.Kind != o.Kind {
+		return false
+	}
+	return strings.HasPrefix(b.Dir+"/", o.Dir+"/") || strings.HasPrefix(o.Dir+"/", b.Dir+"/")
+}
+
+func checkClients(object string, clients []string) error {
+	if len(clients) > ClientsMax {
+		return invalid(object, fmt.Sprintf("%d NFS clients, more than %d", len(clients), ClientsMax))
+	}
+	for _, c := range clients {
+		p, err := netip.ParsePrefix(c)
+		if err != nil || p.Masked() != p {
+			return &Error{Err: ErrInvalid, Object: object, Detail: "NFS client " + quote(c) + " is not a network",
+				Remedy: "use CIDR with host bits zero, such as 10.0.0.0/8 or 192.0.2.7/32"}
+		}
+	}
+	return nil
+}
+
+func (c *CreateVPool) apply(t *tx) (Result, error) {
+	for _, p := range t.VPools() {
+		switch {
+		case p.Name == c.Name:
+			return Result{}, &Error{Err: ErrExist, Object: "vpool " + quote(c.Name)}
+		case p.ID == c.ID || p.FSID == FSIDOf(c.ID):
+			return Result{}, &Error{Err: ErrExist, Object: "vpool id " + c.ID.String(), By: []string{p.Name}}
+		case p.Backend.Overlaps(c.Backend):
+			return Result{}, &Error{Err: ErrConflict, Object: "vpool " + quote(c.Name), Detail: "its backend overlaps that of another vpool",
+				By: []string{p.Name}, Remedy: "give every vpool a directory of its own"}
+		}
+	}
+	p := &VPool{ID: c.ID, Name: c.Name, FSID: FSIDOf(c.ID), Backend: c.Backend, Clients: slices.Clone(c.Clients),
+		Class: ClassNone, NextIno: RootIno + 1, Inodes: 1, Created: t.at, Rev: t.index}
+	copy(p.Key[:], c.Key)
+	t.put(tVPool, p)
+	t.put(tInode, &Inode{FSID: p.FSID, Ino: RootIno, Gen: generation(t.index), Parent: RootIno, Kind: Dir, Mode: c.Mode,
+		UID: c.UID, GID: c.GID, Nlink: 2, Atime: t.at, Mtime: t.at, Ctime: t.at, Birth: t.at, NextCookie: FirstCookie, Rev: t.index})
+	return Result{Pool: c.ID, Ino: RootIno, Created: true}, nil
+}
+
+// UpdateVPool changes who may mount. Rev 0 changes whatever is there.
+type UpdateVPool struct {
+	ID      uuid.UUID `json:"id"`
+	Rev     uint64    `json:"rev"`
+	Clients []string  `json:"clients"`
+}
+
+func (c *UpdateVPool) check() error { return checkClients("vpool "+c.ID.String(), c.Clients) }
+
+func (c *UpdateVPool) apply(t *tx) (Result, error) {
+	p, err := t.VPoolByID(c.ID)
+	if err != nil {
+		return Result{}, err
+	}
+	if c.Rev != 0 && c.Rev != p.Rev {
+		return Result{}, stale("vpool "+quote(p.Name), p.Rev)
+	}
+	p.Clients, p.Rev = slices.Clone(c.Clients), t.index
+	t.put(tVPool, &p)
+	return Result{Pool: p.ID}, nil
+}
+
+// DeleteVPool takes an empty vPool away: no name in it, no deleted volume still on its backend.
+type DeleteVPool struct {
+	ID  uuid.UUID `json:"id"`
+	Rev uint64    `json:"rev"`
+}
+
+func (c *DeleteVPool) check() error { return nil }
+
+func (c *DeleteVPool) apply(t *tx) (Result, error) {
+	p, err := t.VPoolByID(c.ID)
+	if err != nil {
+		return Result{}, err
+	}
+	if c.Rev != 0 && c.Rev != p.Rev {
+		return Result{}, stale("vpool "+quote(p.Name), p.Rev)
+	}
+	if p.Inodes > 1 {
+		return Result{}, &Error{Err: ErrNotEmpty, Object: "vpool " + quote(p.Name), Detail: fmt.Sprintf("holds %d names", p.Inodes-1),
+			By: t.someNames(p.FSID), Remedy: "delete what it holds first"}
+	}
+	if n := t.DoomedOf(p.FSID); n > 0 {
+		return Result{}, &Error{Err: ErrConflict, Object: "vpool " + quote(p.Name),
+			Detail: fmt.Sprintf("%d deleted volumes are still being removed from its backend", n), Remedy: "try again in a moment"}
+	}
+	root, err := t.inode(p.FSID, RootIno)
+	if err != nil {
+		return Result{}, err
+	}
+	t.del(tInode, root)
+	t.del(tVPool, &p)
+	return Result{Pool: p.ID}, nil
+}
+
+// someNames lists the first entries of a vPool's root for a message.
+func (t *tx) someNames(fsid uint64) []string {
+	entries, eof, err := t.ReadDir(fsid, RootIno, 0, blockersListedMax)
+	if err != nil {
+		return nil
+	}
+	names := make([]string, 0, len(entries)+1)
+	for _, e := range entries {
+		name, disk := DiskName(e.Name)
+		if e.Kind != File || !disk {
+			name = e.Name
+		}
+		names = append(names, name)
+	}
+	if !eof {
+		names = append(names, "…")
+	}
+	return names
+}
+
+// SetToken makes a token or replaces the one of that name.
+type SetToken struct {
+	Name string `json:"name"`
+	Hash []byte `json:"hash"`
+	Role string `json:"role"`
+}
+
+func (c *SetToken) check() error {
+	if len(c.Hash) != len(Secret{}) || c.Role != RoleAdmin {
+		return invalid("token "+quote(c.Name), "no hash or unknown role "+quote(c.Role))
+	}
+	return checkLabel("token", c.Name)
+}
+
+func (c *SetToken) apply(t *tx) (Result, error) {
+	tok := &Token{Name: c.Name, Role: c.Role, Created: t.at, Rev: t.index}
+	copy(tok.Hash[:], c.Hash)
+	t.put(tToken, tok)
+	return Result{}, nil
+}
+
+// DeleteToken revokes a token.
+type DeleteToken struct {
+	Name string `json:"name"`
+}
+
+func (c *DeleteToken) check() error { return nil }
+
+func (c *DeleteToken) apply(t *tx) (Result, error) {
+	tok, err := t.Token(c.Name)
+	if err != nil {
+		return Result{}, err
+	}
+	t.del(tToken, &tok)
+	return Result{}, nil
+}

@@ -1,0 +1,184 @@
+package state
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+
+	"github.com/google/uuid"
+)
+
+// Command is one change of the state. Only this package's commands are.
+type Command interface {
+	// check refuses what is wrong whatever the state is. It runs before a command enters the log and again in apply.
+	check() error
+	apply(*tx) (Result, error)
+}
+
+// ErrUnknownCommand: an entry of a type or version that this binary does not know.
+var ErrUnknownCommand = errors.New("unknown command")
+
+// ErrCorruptEntry: an entry that is not what Encode wrote.
+var ErrCorruptEntry = errors.New("corrupt log entry")
+
+// kinds lists every type of command with its version. A change of a command's fields or meaning takes a new version.
+var kinds = map[string]struct {
+	version int
+	new     func() Command
+}{
+	"init_cluster":       {1, func() Command { return &InitCluster{} }},
+	"register_node":      {1, func() Command { return &RegisterNode{} }},
+	"create_vpool":       {1, func() Command { return &CreateVPool{} }},
+	"update_vpool":       {1, func() Command { return &UpdateVPool{} }},
+	"delete_vpool":       {1, func() Command { return &DeleteVPool{} }},
+	"create_inode":       {1, func() Command { return &CreateInode{} }},
+	"remove_inode":       {1, func() Command { return &RemoveInode{} }},
+	"remove_dir":         {1, func() Command { return &RemoveDir{} }},
+	"rename":             {1, func() Command { return &Rename{} }},
+	"set_attr":           {1, func() Command { return &SetAttr{} }},
+	"activate_volume":    {1, func() Command { return &ActivateVolume{} }},
+	"delete_volume_done": {1, func() Command { return &DeleteVolumeDone{} }},
+	"set_token":          {1, func() Command { return &SetToken{} }},
+	"delete_token":       {1, func() Command { return &DeleteToken{} }},
+}
+
+func typeOf(cmd Command) (string, bool) {
+	switch cmd.(type) {
+	case *InitCluster:
+		return "init_cluster", true
+	case *RegisterNode:
+		return "register_node", true
+	case *CreateVPool:
+		return "create_vpool", true
+	case *UpdateVPool:
+		return "update_vpool", true
+	case *DeleteVPool:
+		return "delete_vpool", true
+	case *CreateInode:
+		return "create_inode", true
+	case *RemoveInode:
+		return "remove_inode", true
+	case *RemoveDir:
+		return "remove_dir", true
+	case *Rename:
+		return "rename", true
+	case *SetAttr:
+		return "set_attr", true
+	case *ActivateVolume:
+		return "activate_volume", true
+	case *DeleteVolumeDone:
+		return "delete_volume_done", true
+	case *SetToken:
+		return "set_token", true
+	case *DeleteToken:
+		return "delete_token", true
+	}
+	return "", false
+}
+
+type envelope struct {
+	Version int             `json:"v"`
+	Type    string          `json:"t"`
+	ID      uuid.UUID       `json:"id"`
+	At      Time            `json:"at"`
+	Payload json.RawMessage `json:"p"`
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Encode makes the log entry of a command. id makes the command happen once, however often it is proposed; at is the
+// proposer's clock.
+func Encode(cmd Command, id uuid.UUID, at Time) ([]byte, error) {
+	name, ok := typeOf(cmd)
+	if !ok {
+		return nil, fmt.Errorf("encode %T: %w", cmd, ErrUnknownCommand)
+	}
+	if id == uuid.Nil {
+		return nil, invalid("command "+name, "no id")
+	}
+	if err := cmd.check(); err != nil {
+		return nil, err
+	}
+	payload, err := json.Marshal(cmd)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", name, err)
+	}
+	body, err := json.Marshal(envelope{Version: kinds[name].version, Type: name, ID: id, At: at, Payload: payload})
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", name, err)
+	}
+	if len(body) > EntryBytesMax-4 {
+		return nil, invalid("command "+name, fmt.Sprintf("%d bytes, more than %d", len(body), EntryBytesMax))
+	}
+	entry := binary.LittleEndian.AppendUint32(make([]byte, 0, 4+len(body)), crc32.Checksum(body, castagnoli))
+	return append(entry, body...), nil
+}
+
+func decode(entry []byte) (Command, envelope, error) {
+	if len(entry) < 4 || len(entry) > EntryBytesMax {
+		return nil, envelope{}, fmt.Errorf("%w: %d bytes", ErrCorruptEntry, len(entry))
+	}
+	sum, body := binary.LittleEndian.Uint32(entry), entry[4:]
+	if got := crc32.Checksum(body, castagnoli); got != sum {
+		return nil, envelope{}, fmt.Errorf("%w: checksum %08x, want %08x", ErrCorruptEntry, got, sum)
+	}
+	var env envelope
+	if err := strict(body, &env); err != nil {
+		return nil, envelope{}, fmt.Errorf("%w: %w", ErrCorruptEntry, err)
+	}
+	kind, ok := kinds[env.Type]
+	if !ok || env.Version != kind.version {
+		return nil, envelope{}, fmt.Errorf("%w: %q version %d", ErrUnknownCommand, env.Type, env.Version)
+	}
+	cmd := kind.new()
+	if err := strict(env.Payload, cmd); err != nil {
+		return nil, envelope{}, fmt.Errorf("%w: %s: %w", ErrCorruptEntry, env.Type, err)
+	}
+	if env.ID == uuid.Nil {
+		return nil, envelope{}, fmt.Errorf("%w: %s: no id", ErrCorruptEntry, env.Type)
+	}
+	if err := cmd.check(); err != nil {
+		return nil, envelope{}, fmt.Errorf("%w: %w", ErrCorruptEntry, err)
+	}
+	return cmd, env, nil
+}
+
+// strict decodes one JSON value with no unknown field and nothing after it.
+func strict(b []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("bytes after the value")
+	}
+	return nil
+}
+
+// tx is what a command sees and changes: the state as of its entry.
+type tx struct {
+	View
+	index uint64
+	at    Time
+}
+
+// put inserts or replaces a row. The schema is constant and rows have their keys, so an error is a broken invariant.
+func (t *tx) put(table string, row any) {
+	if err := t.txn.Insert(table, row); err != nil {
+		panic(err)
+	}
+}
+
+func (t *tx) del(table string, row any) {
+	if err := t.txn.Delete(table, row); err != nil {
+		panic(err)
+	}
+}
+
+// after is the command's time, but later than last: clients compare ctimes to notice a change.
+func (t *tx) after(last Time) Time { return max(t.at, last+1) }
