@@ -1,0 +1,166 @@
+package raft
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"varve/control/state"
+)
+
+// Phases of an identity file.
+const (
+	forming = "forming" // the ids are chosen; raft may or may not have been bootstrapped
+	member  = "member"  // raft holds the cluster's record: an empty raft directory means lost votes and lost state
+)
+
+const (
+	identityFile  = "node.json"
+	watermarkFile = "watermark"
+	metaFile      = "wal-meta.db" // of raft-wal
+)
+
+type identity struct {
+	Format  int       `json:"format"`
+	Cluster uuid.UUID `json:"cluster"`
+	Node    uuid.UUID `json:"node"`
+	Phase   string    `json:"phase"`
+}
+
+// loadIdentity reads who this node is, or chooses it in a directory that holds nothing yet.
+func loadIdentity(dir string) (identity, error) {
+	path := filepath.Join(dir, identityFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return newIdentity(dir)
+	}
+	if err != nil {
+		return identity{}, fmt.Errorf("read node identity: %w", err)
+	}
+	var id identity
+	if err := json.Unmarshal(b, &id); err != nil {
+		return identity{}, fmt.Errorf("%w: %s does not decode (%w); restore it from a backup", ErrIdentity, path, err)
+	}
+	switch {
+	case id.Format != state.Format:
+		return identity{}, fmt.Errorf("%w: %s has format %d, this binary knows %d; run the version that wrote it",
+			ErrIdentity, path, id.Format, state.Format)
+	case id.Node == uuid.Nil || id.Cluster == uuid.Nil || id.Phase != forming && id.Phase != member:
+		return identity{}, fmt.Errorf("%w: %s is incomplete; restore it from a backup", ErrIdentity, path)
+	}
+	return id, nil
+}
+
+func newIdentity(dir string) (identity, error) {
+	if left, err := os.ReadDir(filepath.Join(dir, "raft")); err == nil && len(left) > 0 {
+		return identity{}, fmt.Errorf("%w: %s holds raft state but %s is missing; restore it, or move the directory away to start anew",
+			ErrIdentity, filepath.Join(dir, "raft"), identityFile)
+	}
+	id := identity{Format: state.Format, Cluster: uuid.New(), Node: uuid.New(), Phase: forming}
+	return id, id.save(dir)
+}
+
+func (id identity) save(dir string) error {
+	b, err := json.Marshal(id)
+	if err != nil {
+		return fmt.Errorf("encode node identity: %w", err)
+	}
+	return replaceFile(dir, identityFile, append(b, '\n'))
+}
+
+// checkRaftDir refuses a member whose raft directory lost its metadata: raft-wal would start an empty log there and
+// delete the segments it does not know.
+func (id identity) checkRaftDir(dir string) error {
+	_, err := os.Stat(filepath.Join(dir, metaFile))
+	switch {
+	case err == nil || id.Phase == forming && errors.Is(err, fs.ErrNotExist):
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: node %s was a member but %s is empty or lost %s; restore it from a backup, or start in an empty data "+
+			"directory as a new node", ErrIdentity, id.Node, dir, metaFile)
+	}
+	return fmt.Errorf("look for the raft log: %w", err)
+}
+
+// The watermark is an index that the log is known to have reached durably. It is written now and then, so it only ever
+// lags; a log that ends before it has lost committed entries, which raft-wal takes for a torn tail.
+func loadWatermark(dir string) (uint64, error) {
+	b, err := os.ReadFile(filepath.Join(dir, watermarkFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read raft watermark: %w", err)
+	}
+	var index uint64
+	var sum uint32
+	if _, err := fmt.Sscanf(string(b), "%d %08x\n", &index, &sum); err != nil || formatWatermark(index) != string(b) {
+		return 0, fmt.Errorf("%w: %s is corrupt; check the disk, then remove the file", ErrIdentity, filepath.Join(dir, watermarkFile))
+	}
+	return index, nil
+}
+
+func formatWatermark(index uint64) string {
+	n := fmt.Sprintf("%d", index)
+	return fmt.Sprintf("%s %08x\n", n, crc32.ChecksumIEEE([]byte(n)))
+}
+
+func saveWatermark(dir string, index uint64) error {
+	return replaceFile(dir, watermarkFile, []byte(formatWatermark(index)))
+}
+
+// replaceFile makes name hold b, durably and atomically.
+func replaceFile(dir, name string, b []byte) error {
+	tmp := filepath.Join(dir, name+".new")
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(tmp, filepath.Join(dir, name))
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	if cerr := d.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// makeDir makes a directory for this user alone and puts its entry on disk.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make control directory: %w", err)
+	}
+	if err := syncDir(filepath.Dir(strings.TrimSuffix(dir, "/"))); err != nil {
+		return fmt.Errorf("sync the parent of %s: %w", dir, err)
+	}
+	return nil
+}

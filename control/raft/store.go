@@ -1,0 +1,123 @@
+package raft
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"github.com/hashicorp/raft"
+)
+
+// failure is the first persist that failed. From then on the node is dead: nothing is committed, no vote is answered, and
+// no fsync is tried again.
+type failure struct {
+	once sync.Once
+	ch   chan struct{}
+	err  error // set before ch is closed
+}
+
+func newFailure() *failure { return &failure{ch: make(chan struct{})} }
+
+func (f *failure) set(err error) {
+	f.once.Do(func() {
+		f.err = err
+		close(f.ch)
+	})
+}
+
+// Err is nil until ch is closed.
+func (f *failure) Err() error {
+	select {
+	case <-f.ch:
+		return f.err
+	default:
+		return nil
+	}
+}
+
+// failStop stands between hashicorp/raft and its stores. raft answers a failed append by stepping down and, alone in its
+// cluster, electing itself again on the same broken log; it answers a failed vote or read with a panic. Here the first
+// failure is recorded and the raft goroutine that met it ends there, so that nothing it would do next can happen.
+type failStop struct {
+	logs interface {
+		raft.LogStore
+		raft.StableStore
+	}
+	failure *failure
+}
+
+var (
+	_ raft.LogStore          = failStop{}
+	_ raft.StableStore       = failStop{}
+	_ raft.MonotonicLogStore = failStop{}
+)
+
+// must returns only if err is nil, or one that raft expects.
+func (s failStop) must(what string, err error) error {
+	switch {
+	case s.failure.Err() != nil:
+		runtime.Goexit()
+	case err == nil || errors.Is(err, raft.ErrLogNotFound):
+		return err
+	}
+	s.failure.set(fmt.Errorf("raft log: %s: %w", what, err))
+	runtime.Goexit()
+	return err
+}
+
+func (s failStop) IsMonotonic() bool { return true }
+
+func (s failStop) FirstIndex() (uint64, error) {
+	i, err := s.logs.FirstIndex()
+	return i, s.must("first index", err)
+}
+
+func (s failStop) LastIndex() (uint64, error) {
+	i, err := s.logs.LastIndex()
+	return i, s.must("last index", err)
+}
+
+func (s failStop) GetLog(index uint64, log *raft.Log) error {
+	return s.must(fmt.Sprintf("read entry %d", index), s.logs.GetLog(index, log))
+}
+
+func (s failStop) StoreLog(log *raft.Log) error { return s.StoreLogs([]*raft.Log{log}) }
+
+func (s failStop) StoreLogs(logs []*raft.Log) error {
+	if s.failure.Err() != nil {
+		runtime.Goexit()
+	}
+	return s.must("append", s.logs.StoreLogs(logs))
+}
+
+func (s failStop) DeleteRange(first, last uint64) error {
+	if s.failure.Err() != nil {
+		runtime.Goexit()
+	}
+	return s.must("truncate", s.logs.DeleteRange(first, last))
+}
+
+func (s failStop) Set(key, val []byte) error {
+	if s.failure.Err() != nil {
+		runtime.Goexit()
+	}
+	return s.must("store "+string(key), s.logs.Set(key, val))
+}
+
+func (s failStop) Get(key []byte) ([]byte, error) {
+	b, err := s.logs.Get(key)
+	return b, s.must("load "+string(key), err)
+}
+
+func (s failStop) SetUint64(key []byte, val uint64) error {
+	if s.failure.Err() != nil {
+		runtime.Goexit()
+	}
+	return s.must("store "+string(key), s.logs.SetUint64(key, val))
+}
+
+func (s failStop) GetUint64(key []byte) (uint64, error) {
+	i, err := s.logs.GetUint64(key)
+	return i, s.must("load "+string(key), err)
+}
