@@ -320,3 +320,16 @@ func (s *Store) Doomed() (volumes []Doomed, changed <-chan struct{}) {
 	}
 	return volumes, it.WatchCh()
 }
+
+// CountVolumes counts the vDisks and the other files of a vPool.
+func (v *View) CountVolumes(fsid uint64) (disks, files int) {
+	rows(v, tVolume, byPool, keyFSID(fsid), func(r *Volume) bool {
+		if r.Kind == DiskVolume {
+			disks++
+		} else {
+			files++
+		}
+		return true
+	})
+	return disks, files
+}
