@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
 	"varve/volumedriver/backend"
@@ -235,13 +236,17 @@ func contract(ctx context.Context, dir string, open func(string) (backend.Backen
 	return Finding{OK, "create-only refused the second time, read back equal, listed after write, gone after delete", ""}
 }
 
-func tryBackend(ctx context.Context, dir string, open func(string) (backend.Backend, error)) (err error) {
+func tryBackend(ctx context.Context, dir string, open func(string) (backend.Backend, error)) error {
 	b, err := open(dir)
 	if err != nil {
 		return fmt.Errorf("open backend: %w", err)
 	}
-	defer func() { err = errors.Join(err, b.Close()) }()
-	const name = "doctor/probe"
+	return errors.Join(TryBackend(ctx, b), b.Close())
+}
+
+// TryBackend puts, reads, lists and deletes one object of a new name below "doctor/", and says which promise was broken.
+func TryBackend(ctx context.Context, b backend.Backend) error {
+	name := "doctor/probe-" + uuid.NewString()
 	want := bytes.Repeat([]byte("varve"), 20_000)
 	if err := b.Put(ctx, name, want[:5000], want[5000:]); err != nil {
 		return fmt.Errorf("put: %w", err)
@@ -261,7 +266,7 @@ func tryBackend(ctx context.Context, dir string, open func(string) (backend.Back
 	if !bytes.Equal(got, want) {
 		return errors.New("read back other bytes than were put")
 	}
-	list, err := b.List(ctx, "doctor/", "", 10)
+	list, err := b.List(ctx, name, "", 10)
 	if err != nil {
 		return fmt.Errorf("list: %w", err)
 	}

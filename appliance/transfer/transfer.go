@@ -230,6 +230,9 @@ type ImportOptions struct {
 	Progress     Progress
 }
 
+// sectorBytes is what a vDisk's size is a multiple of: a source's last, partial sector is filled with zeros.
+const sectorBytes = 512
+
 // Imported says what an import made.
 type Imported struct {
 	Name   string
@@ -246,7 +249,8 @@ func Import(ctx context.Context, disks Disks, source, name string, opt ImportOpt
 	if img.size == 0 {
 		return Imported{}, &Error{fmt.Errorf("%s is empty", source), "give an image with a size above zero"}
 	}
-	if err := disks.Create(ctx, name, img.size); err != nil {
+	size := (img.size + sectorBytes - 1) / sectorBytes * sectorBytes
+	if err := disks.Create(ctx, name, size); err != nil {
 		return Imported{}, err
 	}
 	if err := fill(ctx, disks, img, name, opt.Progress); err != nil {
@@ -258,7 +262,7 @@ func Import(ctx context.Context, disks Disks, source, name string, opt ImportOpt
 		}
 		return Imported{}, err
 	}
-	return Imported{Name: name, Format: img.format, Size: img.size}, nil
+	return Imported{Name: name, Format: img.format, Size: size}, nil
 }
 
 func fill(ctx context.Context, disks Disks, img image, name string, progress Progress) error {
