@@ -8,10 +8,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/google/uuid"
 
+	"varve/control/durable"
 	"varve/control/state"
 )
 
@@ -72,7 +72,7 @@ func (id identity) save(dir string) error {
 	if err != nil {
 		return fmt.Errorf("encode node identity: %w", err)
 	}
-	return replaceFile(dir, identityFile, append(b, '\n'))
+	return durable.Replace(dir, identityFile, append(b, '\n'), 0o600)
 }
 
 // checkRaftDir refuses a member whose raft directory lost its metadata: raft-wal would start an empty log there and
@@ -113,54 +113,5 @@ func formatWatermark(index uint64) string {
 }
 
 func saveWatermark(dir string, index uint64) error {
-	return replaceFile(dir, watermarkFile, []byte(formatWatermark(index)))
-}
-
-// replaceFile makes name hold b, durably and atomically.
-func replaceFile(dir, name string, b []byte) error {
-	tmp := filepath.Join(dir, name+".new")
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp, filepath.Join(dir, name))
-	}
-	if err == nil {
-		err = syncDir(dir)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	if cerr := d.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}
-
-// makeDir makes a directory for this user alone and puts its entry on disk.
-func makeDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make control directory: %w", err)
-	}
-	if err := syncDir(filepath.Dir(strings.TrimSuffix(dir, "/"))); err != nil {
-		return fmt.Errorf("sync the parent of %s: %w", dir, err)
-	}
-	return nil
+	return durable.Replace(dir, watermarkFile, []byte(formatWatermark(index)), 0o600)
 }

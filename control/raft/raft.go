@@ -46,6 +46,7 @@ import (
 	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
 
+	"varve/control/durable"
 	"varve/control/state"
 )
 
@@ -124,7 +125,7 @@ func Open(cfg Config) (*Node, error) {
 }
 
 func (n *Node) open() error {
-	if err := makeDir(n.cfg.Dir); err != nil {
+	if err := durable.MakeDir(n.cfg.Dir); err != nil {
 		return err
 	}
 	id, err := loadIdentity(n.cfg.Dir)
@@ -132,7 +133,7 @@ func (n *Node) open() error {
 		return err
 	}
 	n.id = id
-	if err := makeDir(n.dir); err != nil {
+	if err := durable.MakeDir(n.dir); err != nil {
 		return err
 	}
 	if err := id.checkRaftDir(n.dir); err != nil {

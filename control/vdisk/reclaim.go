@@ -27,16 +27,15 @@ func (c *Controller) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		doomed, changed := c.cfg.Store.Doomed()
 		next := c.reclaim(ctx, doomed, failed)
-		timer := time.NewTimer(time.Until(next))
-		if next.IsZero() {
-			timer.Stop()
+		var due <-chan time.Time
+		if !next.IsZero() {
+			due = time.After(time.Until(next))
 		}
 		select {
 		case <-ctx.Done():
 		case <-changed:
-		case <-timer.C:
+		case <-due:
 		}
-		timer.Stop()
 	}
 	return nil
 }

@@ -1,0 +1,297 @@
+// Package pki keeps the cluster's internal certificate authority and this node's server certificate.
+//
+//	DIR/ca.key      the authority's key; never leaves the node
+//	DIR/ca.crt      its certificate: what clients pin
+//	DIR/server.pem  the server's key and certificate in one file, so that they always belong together
+//
+// ECDSA P-256. The server's certificate lives 397 days, is renewed at two thirds of that without a restart, and is made anew
+// when it does not cover a host name any more.
+package pki
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"varve/control/durable"
+)
+
+const (
+	caLife     = 10 * 365 * 24 * time.Hour
+	serverLife = 397 * 24 * time.Hour
+	skew       = time.Hour // a client's clock may be behind
+)
+
+// Config says where the files are and whom the certificate names. Hosts are names or addresses.
+type Config struct {
+	Dir   string
+	Name  string // of the cluster, in the authority's subject
+	Hosts []string
+	Now   func() time.Time
+}
+
+// Server holds the authority and the present certificate.
+type Server struct {
+	cfg   Config
+	ca    *x509.Certificate
+	caKey *ecdsa.PrivateKey
+
+	// mu guards cert.
+	mu   sync.Mutex
+	cert *tls.Certificate
+}
+
+// Open loads the files or makes them in a directory that has none.
+func Open(cfg Config) (*Server, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if err := durable.MakeDir(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("make certificate directory: %w", err)
+	}
+	s := &Server{cfg: cfg}
+	if err := s.loadCA(); err != nil {
+		return nil, err
+	}
+	if err := s.loadServer(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// CAFile is the path of the authority's certificate.
+func (s *Server) CAFile() string { return filepath.Join(s.cfg.Dir, "ca.crt") }
+
+// Pool holds the authority alone, for a client of this cluster.
+func (s *Server) Pool() *x509.CertPool {
+	p := x509.NewCertPool()
+	p.AddCert(s.ca)
+	return p
+}
+
+// TLS is a server's configuration: TLS 1.2 with AEAD or later.
+func (s *Server) TLS() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+			tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256},
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.certificate() },
+	}
+}
+
+// certificate returns the present certificate, renewed if it is due. A renewal that fails leaves the old one in use.
+func (s *Server) certificate() (*tls.Certificate, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.due(s.cert.Leaf) {
+		return s.cert, nil
+	}
+	cert, err := s.issue()
+	if err != nil {
+		if s.cfg.Now().Before(s.cert.Leaf.NotAfter) {
+			return s.cert, nil
+		}
+		return nil, err
+	}
+	s.cert = cert
+	return cert, nil
+}
+
+func (s *Server) due(leaf *x509.Certificate) bool {
+	life := leaf.NotAfter.Sub(leaf.NotBefore)
+	if now := s.cfg.Now(); now.After(leaf.NotBefore.Add(life/3*2)) || now.Before(leaf.NotBefore) {
+		return true
+	}
+	for _, h := range s.cfg.Hosts {
+		if leaf.VerifyHostname(h) != nil {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Server) loadCA() error {
+	key, keyErr := os.ReadFile(filepath.Join(s.cfg.Dir, "ca.key"))
+	crt, crtErr := os.ReadFile(s.CAFile())
+	switch {
+	case errors.Is(crtErr, fs.ErrNotExist):
+		return s.makeCA() // the key alone is what a crash in makeCA leaves; nobody has pinned it
+	case keyErr != nil || crtErr != nil:
+		return fmt.Errorf("load certificate authority (restore it, or remove ca.crt to make a new one): %w", errors.Join(keyErr, crtErr))
+	}
+	caKey, err := parseKey(key)
+	if err != nil {
+		return fmt.Errorf("ca.key: %w", err)
+	}
+	ca, err := parseCert(crt)
+	if err != nil {
+		return fmt.Errorf("ca.crt: %w", err)
+	}
+	if !caKey.PublicKey.Equal(ca.PublicKey) || !ca.IsCA {
+		return errors.New("ca.key and ca.crt do not belong together")
+	}
+	s.ca, s.caKey = ca, caKey
+	return nil
+}
+
+func (s *Server) makeCA() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("make authority key: %w", err)
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return err
+	}
+	now := s.cfg.Now()
+	t := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{Organization: []string{"Varve"}, CommonName: "Varve CA " + s.cfg.Name},
+		NotBefore: now.Add(-skew), NotAfter: now.Add(caLife), IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
+	if err != nil {
+		return fmt.Errorf("make authority certificate: %w", err)
+	}
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return err
+	}
+	if err := durable.Replace(s.cfg.Dir, "ca.key", keyPEM, 0o600); err != nil {
+		return err
+	}
+	if err := durable.Replace(s.cfg.Dir, "ca.crt", encodeCert(der), 0o644); err != nil {
+		return err
+	}
+	if s.ca, err = x509.ParseCertificate(der); err != nil {
+		return fmt.Errorf("parse authority certificate: %w", err)
+	}
+	s.caKey = key
+	return nil
+}
+
+// loadServer takes the certificate of the last run if it still serves, else makes one.
+func (s *Server) loadServer() error {
+	if b, err := os.ReadFile(filepath.Join(s.cfg.Dir, "server.pem")); err == nil {
+		if cert, err := tls.X509KeyPair(b, b); err == nil && cert.Leaf.CheckSignatureFrom(s.ca) == nil && !s.due(cert.Leaf) {
+			s.cert = &cert
+			return nil
+		}
+	}
+	cert, err := s.issue()
+	s.cert = cert
+	return err
+}
+
+func (s *Server) issue() (*tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make server key: %w", err)
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	now := s.cfg.Now()
+	t := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{Organization: []string{"Varve"}, CommonName: "varve"},
+		NotBefore: now.Add(-skew), NotAfter: now.Add(serverLife), KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	for _, h := range s.cfg.Hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			t.IPAddresses = append(t.IPAddresses, ip)
+		} else {
+			t.DNSNames = append(t.DNSNames, h)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, s.ca, key.Public(), s.caKey)
+	if err != nil {
+		return nil, fmt.Errorf("make server certificate: %w", err)
+	}
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	both := append(keyPEM, encodeCert(der)...)
+	if err := durable.Replace(s.cfg.Dir, "server.pem", both, 0o600); err != nil {
+		return nil, err
+	}
+	cert, err := tls.X509KeyPair(both, both)
+	if err != nil {
+		return nil, fmt.Errorf("load server certificate: %w", err)
+	}
+	return &cert, nil
+}
+
+// LocalHosts are the names and addresses under which clients reach this host.
+func LocalHosts() []string {
+	hosts := []string{"localhost", "127.0.0.1", "::1"}
+	if name, err := os.Hostname(); err == nil && name != "localhost" {
+		hosts = append(hosts, name)
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return hosts
+	}
+	for _, a := range addrs {
+		if ip, ok := a.(*net.IPNet); ok && !ip.IP.IsLoopback() && !ip.IP.IsLinkLocalUnicast() {
+			hosts = append(hosts, ip.IP.String())
+		}
+	}
+	return hosts
+}
+
+func newSerial() (*big.Int, error) {
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, fmt.Errorf("make certificate serial: %w", err)
+	}
+	return n, nil
+}
+
+func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+func encodeCert(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+func parseKey(b []byte) (*ecdsa.PrivateKey, error) {
+	block, rest := pem.Decode(b)
+	if block == nil || len(bytes.TrimSpace(rest)) > 0 {
+		return nil, errors.New("not one PEM block")
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	ec, ok := key.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("a %T, not ECDSA", key)
+	}
+	return ec, nil
+}
+
+func parseCert(b []byte) (*x509.Certificate, error) {
+	block, rest := pem.Decode(b)
+	if block == nil || len(bytes.TrimSpace(rest)) > 0 {
+		return nil, errors.New("not one PEM block")
+	}
+	return x509.ParseCertificate(block.Bytes)
+}
