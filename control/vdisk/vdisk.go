@@ -5,6 +5,7 @@
 //	go c.Run(ctx)                                              // has the engine delete what has no name any more
 //	c.Create(ctx, name, size) · c.List(ctx, pool) · c.Get(ctx, name) · c.Resize(ctx, name, size, shrink)
 //	c.Rename(ctx, from, to) · c.Delete(ctx, name, force) · c.Explain(ctx, name, offset)
+//	c.Adopt(ctx, pool, path, volume, size, epoch)              // a rebuild found this volume on the backend
 //
 // Order of the steps, so that a crash between them loses and leaks nothing:
 //
@@ -151,6 +152,24 @@ func (c *Controller) Create(ctx context.Context, name string, size int64) (VDisk
 	}
 	c.cfg.Log.Info("vdisk created", "vdisk", name, "size", size)
 	return c.Get(ctx, name)
+}
+
+// Adopt gives a volume that a rebuild found on its backend its name again: any file, not only a disk. epoch is the highest
+// that its objects bear, so that the next activation fences whoever wrote them. A volume that has its name already is left.
+func (c *Controller) Adopt(ctx context.Context, pool state.VPool, file string, volume uuid.UUID, size int64, epoch uint64) error {
+	if have, err := c.cfg.Store.View().Resolve(pool.FSID, file); err == nil && have.Volume == volume {
+		return nil
+	}
+	dir, err := c.makeDirs(ctx, pool.FSID, path.Dir(file))
+	if err != nil {
+		return err
+	}
+	_, err = c.cfg.Raft.Apply(ctx, &state.CreateInode{FSID: pool.FSID, Parent: dir, Name: path.Base(file), Kind: state.File,
+		How: state.Guarded, Mode: 0o644, Volume: volume, Size: size, Epoch: epoch})
+	if err != nil {
+		return naming("file "+pool.Name+file, err)
+	}
+	return nil
 }
 
 // naming gives a refusal that speaks of one path element the name of the whole object.

@@ -109,18 +109,18 @@ type VPoolPatch struct {
 // VDisk is a virtual disk.
 type VDisk struct {
 	// Name is "vpool/path" without the suffix; it is also the NBD export's.
-	Name   string    `json:"name"`
-	VPool  string    `json:"vpool"`
-	ID     uuid.UUID `json:"id"` // of the volume
-	File   string    `json:"file"`
-	Size   Size      `json:"size"`
-	Used   Size      `json:"used"`
-	State  string    `json:"state"`
-	Class  string    `json:"class"`
-	Owner  string    `json:"owner,omitempty"`
-	Epoch  uint64    `json:"epoch"`
-	Open   bool      `json:"open"`
-	Client int       `json:"clients"`
+	Name    string    `json:"name"`
+	VPool   string    `json:"vpool"`
+	ID      uuid.UUID `json:"id"` // of the volume
+	File    string    `json:"file"`
+	Size    Size      `json:"size"`
+	Used    Size      `json:"used"`
+	State   string    `json:"state"`
+	Class   string    `json:"class"`
+	Owner   string    `json:"owner,omitempty"`
+	Epoch   uint64    `json:"epoch"`
+	Open    bool      `json:"open"`
+	Clients int       `json:"clients"`
 	// Pending bytes are not on the backend yet.
 	Pending  Size      `json:"pending"`
 	Created  time.Time `json:"created"`

@@ -1,0 +1,139 @@
+// Package api serves the customer API (its JSON is package v1) on DATA/varve.sock and over HTTPS.
+//
+//	s, err := api.New(api.Config{VPools, VDisks, Nodes, Store, …})
+//	ln, err := api.ListenUnix(path)                    // mode 0600, replaces a socket left behind
+//	s.Serve(ctx, ln, nil)                              // unix socket
+//	s.Serve(ctx, tcp, pkiServer.TLS())                 // HTTPS; nil when ctx ends
+//	created, err := api.EnsureAdminToken(ctx, raft, store, dataDir)   // DATA/admin.token at the first start
+//
+// Who may call: every route names its access when it is registered, and one place checks it.
+//
+//	open      anybody: /healthz /readyz
+//	local     anybody on this host, else as admin: /metrics
+//	admin     the unix socket (its file's mode, and the peer is root or this process's user), or a bearer token
+//
+// A token is 256 random bits; state holds its SHA-256. Until there is a sign-in, the token in DATA/admin.token is the one.
+//
+// Limits (reliability.md 4.2): body 1 MiB, header 32 KiB, JSON depth 32, unknown fields refused, read-header 5 s, read 30 s,
+// write 60 s, 512 connections, 64 per address. Errors are application/problem+json, all made in problem.go.
+package api
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	v1 "varve/control/api/v1"
+	"varve/control/node"
+	"varve/control/state"
+	"varve/control/vdisk"
+	"varve/control/vpool"
+)
+
+// Limits.
+const (
+	bodyBytesMax      = 1 << 20
+	headerBytesMax    = 32 << 10
+	jsonDepthMax      = 32
+	readHeaderTimeout = 5 * time.Second
+	readTimeout       = 30 * time.Second
+	writeTimeout      = 60 * time.Second
+	idleTimeout       = 2 * time.Minute
+	connectionsMax    = 512
+	perAddressMax     = 64
+	drainTimeout      = 5 * time.Second
+)
+
+// Config wires a server. VPools, VDisks, Nodes, Store are required.
+type Config struct {
+	VPools *vpool.Controller
+	VDisks *vdisk.Controller
+	Nodes  *node.Controller
+	Store  *state.Store
+	Log    *slog.Logger
+	// Status adds what control does not know: services, log, problems. State, VPools … are filled already.
+	Status func(ctx context.Context, s *v1.Status)
+	// Rebuild opens a vPool again from its backend.
+	Rebuild func(ctx context.Context, r v1.RebuildRequest) (v1.RebuildReport, error)
+	// Ready is nil while the exports are open, else says what is missing.
+	Ready func() error
+	// Metrics answers /metrics.
+	Metrics http.Handler
+	Version string
+}
+
+// Server of the API.
+type Server struct {
+	cfg     Config
+	echo    *echo.Echo
+	routes  []route
+	started time.Time
+	self    uint32 // the user whose connections the unix socket takes, besides root
+}
+
+// New wires a server and starts nothing.
+func New(cfg Config) (*Server, error) {
+	if cfg.VPools == nil || cfg.VDisks == nil || cfg.Nodes == nil || cfg.Store == nil {
+		return nil, errors.New("api server: a controller is missing")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Metrics == nil {
+		cfg.Metrics = http.NotFoundHandler()
+	}
+	s := &Server{cfg: cfg, echo: echo.New(), started: time.Now(), self: ownUser()}
+	s.echo.HideBanner, s.echo.HidePort = true, true
+	s.echo.HTTPErrorHandler = s.fail
+	s.echo.Use(s.observe)
+	s.register()
+	return s, nil
+}
+
+// Handler answers requests; Serve uses it, and tests do.
+func (s *Server) Handler() http.Handler { return s.echo }
+
+// Serve answers requests that arrive at ln until ctx ends, then lets those under way end for a while. tls nil is plain,
+// which only a unix socket may be.
+func (s *Server) Serve(ctx context.Context, ln net.Listener, conf *tls.Config) error {
+	if conf == nil && ln.Addr().Network() != "unix" {
+		return fmt.Errorf("serve api on %s: without TLS only a unix socket is served", ln.Addr())
+	}
+	capped := newCappedListener(ln, connectionsMax, perAddressMax)
+	srv := &http.Server{
+		Handler: s.echo, TLSConfig: conf, MaxHeaderBytes: headerBytesMax, ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, ConnContext: withPeer,
+		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
+	}
+	done := make(chan error, 1)
+	go func() {
+		if conf != nil {
+			done <- srv.ServeTLS(capped, "", "")
+			return
+		}
+		done <- srv.Serve(capped)
+	}()
+	select {
+	case err := <-done:
+		return fmt.Errorf("serve api on %s: %w", ln.Addr(), err)
+	case <-ctx.Done():
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	err := srv.Shutdown(drain)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = srv.Close()
+	}
+	<-done
+	if err != nil {
+		return fmt.Errorf("stop api on %s: %w", ln.Addr(), err)
+	}
+	return nil
+}

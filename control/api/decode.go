@@ -1,0 +1,62 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+)
+
+// decode reads a request's JSON strictly: the right content type, one value of bounded size and depth, no unknown field.
+func decode(r *http.Request, into any) error {
+	if ct := r.Header.Get("Content-Type"); ct != "" {
+		if media, _, err := mime.ParseMediaType(ct); err != nil || media != "application/json" {
+			return refuse(http.StatusUnsupportedMediaType, "invalid", "the body must be application/json", "")
+		}
+	}
+	body, err := io.ReadAll(r.Body)
+	if _, over := errors.AsType[*http.MaxBytesError](err); over {
+		return refuse(http.StatusRequestEntityTooLarge, "too_large", fmt.Sprintf("the body has more than %d bytes", bodyBytesMax), "")
+	}
+	if err != nil {
+		return refuse(http.StatusBadRequest, "invalid", "the body broke off", "")
+	}
+	if depth(body) > jsonDepthMax {
+		return refuse(http.StatusBadRequest, "invalid", fmt.Sprintf("the JSON is nested deeper than %d", jsonDepthMax), "")
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return refuse(http.StatusBadRequest, "invalid", "the JSON does not fit: "+err.Error(), "see the documentation of this call")
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return refuse(http.StatusBadRequest, "invalid", "the body holds more than one JSON value", "")
+	}
+	return nil
+}
+
+// depth is the deepest nesting of objects and arrays, found without building them.
+func depth(b []byte) int {
+	deepest, now := 0, 0
+	inString, escaped := false, false
+	for _, c := range b {
+		switch {
+		case escaped:
+			escaped = false
+		case inString && c == '\\':
+			escaped = true
+		case c == '"':
+			inString = !inString
+		case inString:
+		case c == '{' || c == '[':
+			now++
+			deepest = max(deepest, now)
+		case c == '}' || c == ']':
+			now--
+		}
+	}
+	return deepest
+}
