@@ -9,6 +9,8 @@ package backend
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 )
 
 var (
@@ -20,6 +22,29 @@ var (
 	ErrNoSpace = errors.New("backend is full")
 )
 
+// nameBytesMax is the longest name of an object.
+const nameBytesMax = 200
+
+// CheckName says what is wrong with an object's name. Every backend refuses such a name before it does anything else.
+func CheckName(name string) error {
+	if len(name) > nameBytesMax {
+		return fmt.Errorf("object name %.20q… has %d bytes, more than %d", name, len(name), nameBytesMax)
+	}
+	for i := range len(name) {
+		switch c := name[i]; {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '.', c == '_', c == '/', c == '-':
+		default:
+			return fmt.Errorf("object name %q has a byte other than a-z 0-9 . _ / -", name)
+		}
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if part == "" || part == "." || part == ".." {
+			return fmt.Errorf("object name %q has an empty, . or .. part", name)
+		}
+	}
+	return nil
+}
+
 // Info describes a stored object.
 type Info struct {
 	Name string
@@ -27,7 +52,8 @@ type Info struct {
 }
 
 // Backend is a store of immutable objects. Names are slash-separated, [a-z0-9._/-], at most 200 bytes, without empty, "."
-// or ".." parts. All methods may be called concurrently.
+// or ".." parts; others are refused. No object's name is another's followed by a slash. All methods may be called concurrently.
+// A method whose context has ended before it did anything returns the context's error.
 type Backend interface {
 	// Put creates the object from the concatenation of parts, durably.
 	Put(ctx context.Context, name string, parts ...[]byte) error
