@@ -1,0 +1,527 @@
+package nfs
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"varve/gateway/nfs/rpc"
+)
+
+// conn is one client connection. Its reader goroutine runs serve, its sender goroutine runs send; calls that wait for
+// storage have a goroutine each, at most Config.Inflight of them.
+type conn struct {
+	s        *Server
+	nc       net.Conn
+	raw      syscall.RawConn // nil when nc is not a socket
+	peer     netip.Addr
+	accepted time.Time
+	spoke    atomic.Bool // made a call that was not denied, as a client of some export
+	stopping atomic.Bool
+
+	// Of the reader alone.
+	in       rpc.Records
+	table    *exportTable
+	now      time.Time
+	deadline time.Time
+	began    time.Time   // of the record that is not whole yet
+	replies  []byte      // of this burst
+	touched  []*openFile // to be kicked at the end of the burst
+
+	// Calls in flight. mu is taken inside Done, so nothing is called with it held.
+	mu       sync.Mutex
+	changed  sync.Cond // inflight, waitingBytes, done or abandoned
+	slots    []*pending
+	free     []uint32
+	done     []*pending
+	spare    []*pending
+	inflight int
+	waiting  int64 // bytes of calls that wait for storage
+	reading  bool  // the reader is in a burst and will look at done before it waits
+	lost     bool  // an outcome is unknown, or the socket failed: nothing more is answered
+	forsaken bool  // do not wait for calls in flight
+
+	// What is to be sent.
+	outMu   sync.Mutex
+	drained sync.Cond
+	out     []byte
+	state   sendState
+	write   directWrite
+	wake    chan struct{} // for the sender: done, or out handed over
+}
+
+// sendState says who may write to the socket.
+type sendState uint8
+
+const (
+	sendIdle   sendState = iota // nobody does
+	sendDirect                  // a goroutine tries without waiting
+	sendHanded                  // the sender does, until out is empty
+)
+
+// pending is a WRITE or COMMIT that was submitted to its file and not answered yet.
+type pending struct {
+	tag     uint64
+	xid     uint32
+	proc    uint32
+	object  object
+	file    *openFile
+	change  change
+	pre     Attr
+	count   uint32
+	stable  uint32
+	verf    [8]byte
+	started time.Time
+	err     error
+}
+
+func newConn(s *Server, nc net.Conn, peer netip.Addr, now time.Time) *conn {
+	c := &conn{s: s, nc: nc, peer: peer, accepted: now, wake: make(chan struct{}, 1)}
+	c.changed.L = &c.mu
+	c.drained.L = &c.outMu
+	if sc, ok := nc.(syscall.Conn); ok {
+		c.raw, _ = sc.SyscallConn()
+	}
+	c.write.init()
+	return c
+}
+
+// serve reads until the client closes, breaks a limit, or stop was called; then it waits for the calls in flight, sends
+// their replies and closes.
+func (c *conn) serve(ctx context.Context) {
+	quit := make(chan struct{})
+	var sender sync.WaitGroup
+	sender.Go(func() { c.send(ctx, quit) })
+
+	if err := c.read(ctx); err != nil {
+		c.s.log.Debug("nfs connection ended", "client", c.peer, "err", err)
+	}
+	c.mu.Lock()
+	for c.inflight > 0 && !c.forsaken {
+		c.changed.Wait()
+	}
+	c.mu.Unlock()
+	close(quit)
+	sender.Wait()
+	c.nc.Close()
+}
+
+// stop makes the reader end as if the client had closed.
+func (c *conn) stop() {
+	c.stopping.Store(true)
+	c.nc.SetReadDeadline(time.Unix(1, 0))
+}
+
+// lose closes the socket: replies cannot or must not be sent any more.
+func (c *conn) lose() {
+	c.mu.Lock()
+	c.lost = true
+	c.mu.Unlock()
+	c.stopping.Store(true)
+	c.nc.Close()
+	c.outMu.Lock()
+	c.drained.Broadcast()
+	c.outMu.Unlock()
+}
+
+// abandon ends the connection without waiting for its calls.
+func (c *conn) abandon() {
+	c.lose()
+	c.mu.Lock()
+	c.forsaken = true
+	c.changed.Broadcast()
+	c.mu.Unlock()
+}
+
+func (c *conn) read(ctx context.Context) error {
+	c.now = c.accepted
+	for {
+		c.nc.SetReadDeadline(c.nextDeadline())
+		if c.stopping.Load() {
+			return nil
+		}
+		n, err := c.nc.Read(c.in.Space())
+		c.now = time.Now()
+		c.setReading(true)
+		c.in.Filled(n)
+		burstErr := c.burst(ctx)
+		c.endBurst(ctx)
+		switch {
+		case burstErr != nil:
+			return burstErr
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded) && c.in.Large() && !c.in.Partial() && !c.stopping.Load():
+			c.in.Shrink()
+			c.replies, c.touched = nil, nil
+		default:
+			return err
+		}
+	}
+}
+
+// nextDeadline is when waiting for the client's next bytes ends. A record once begun must end, a stranger must speak, and
+// large buffers are given up after a while.
+func (c *conn) nextDeadline() time.Time {
+	switch {
+	case c.in.Partial():
+		if c.began.IsZero() {
+			c.began = c.now
+		}
+		return c.began.Add(recordTimeout)
+	case !c.spoke.Load():
+		return c.accepted.Add(strangerTimeout)
+	case c.in.Large():
+		return c.now.Add(largeBufferIdle)
+	default:
+		return time.Time{}
+	}
+}
+
+// burst takes every call that has arrived.
+func (c *conn) burst(ctx context.Context) error {
+	if table := c.s.exports(c.now); table != c.table {
+		c.table = table
+		c.in.BytesMax = 0
+		if !table.allows(c.peer) {
+			c.in.BytesMax = strangerRecordBytesMax
+		}
+	}
+	for {
+		record, ok, err := c.in.Next()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return nil
+		}
+		c.began = time.Time{}
+		if err := c.take(ctx, record); err != nil {
+			return err
+		}
+		if len(c.replies) > burstBytesMax {
+			c.flushReplies()
+		}
+	}
+}
+
+// endBurst commits what was submitted and sends what can be sent, then leaves completions to the sender.
+func (c *conn) endBurst(ctx context.Context) {
+	for {
+		c.settle(ctx)
+		c.mu.Lock()
+		if len(c.done) == 0 {
+			c.reading = false
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+	}
+}
+
+func (c *conn) setReading(v bool) {
+	c.mu.Lock()
+	c.reading = v
+	c.mu.Unlock()
+}
+
+// settle kicks the files that were submitted to and sends the replies there are.
+func (c *conn) settle(ctx context.Context) {
+	for i, f := range c.touched {
+		f.Kick()
+		c.s.files.put(f)
+		c.touched[i] = nil
+	}
+	c.touched = c.touched[:0]
+	c.replies = c.answerDone(ctx, c.replies)
+	c.flushReplies()
+}
+
+func (c *conn) flushReplies() {
+	if len(c.replies) > 0 {
+		c.flush(c.replies)
+		if cap(c.replies) > 2*TransferBytesMax {
+			c.replies = nil
+		}
+		c.replies = c.replies[:0]
+	}
+	c.outMu.Lock()
+	for len(c.out) > unsentBytesMax && !c.stopping.Load() {
+		c.drained.Wait()
+	}
+	c.outMu.Unlock()
+}
+
+// touch remembers to kick the file at the end of the burst.
+func (c *conn) touch(f *openFile) {
+	for _, t := range c.touched {
+		if t == f {
+			return
+		}
+	}
+	c.s.files.hold(f)
+	c.touched = append(c.touched, f)
+}
+
+// room waits until the connection may have one more call in flight, with n bytes of data that wait for storage.
+func (c *conn) room(ctx context.Context, n int64) {
+	fits := func() bool {
+		return c.inflight < c.s.cfg.Inflight && (n == 0 || c.waiting == 0 || c.waiting+n <= waitingBytesMax)
+	}
+	c.mu.Lock()
+	if fits() {
+		c.mu.Unlock()
+		return
+	}
+	c.mu.Unlock()
+	for {
+		c.settle(ctx)
+		c.mu.Lock()
+		for !fits() && len(c.done) == 0 && !c.forsaken {
+			c.changed.Wait()
+		}
+		ok := fits() || c.forsaken
+		c.mu.Unlock()
+		if ok {
+			return
+		}
+	}
+}
+
+// submit makes a slot for a call that is about to be submitted; its tag goes with it.
+func (c *conn) submit() *pending {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inflight++
+	if n := len(c.free); n > 0 {
+		p := c.slots[c.free[n-1]]
+		c.free = c.free[:n-1]
+		return p
+	}
+	p := &pending{tag: uint64(len(c.slots))}
+	c.slots = append(c.slots, p)
+	return p
+}
+
+// retire frees the slot.
+func (c *conn) retire(p *pending) {
+	*p = pending{tag: p.tag}
+	c.mu.Lock()
+	c.inflight--
+	c.free = append(c.free, uint32(p.tag))
+	c.changed.Broadcast()
+	c.mu.Unlock()
+}
+
+// Done implements blockio.Completer.
+func (c *conn) Done(tag uint64, err error) {
+	c.mu.Lock()
+	p := c.slots[tag]
+	p.err = err
+	c.done = append(c.done, p)
+	c.mu.Unlock()
+}
+
+// Settle implements blockio.Completer.
+func (c *conn) Settle() {
+	c.mu.Lock()
+	reading := c.reading
+	c.changed.Broadcast()
+	c.mu.Unlock()
+	if !reading {
+		c.wakeSender()
+	}
+}
+
+func (c *conn) wakeSender() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// answerDone appends the replies to what Done reported.
+func (c *conn) answerDone(ctx context.Context, b []byte) []byte {
+	c.mu.Lock()
+	if len(c.done) == 0 {
+		c.mu.Unlock()
+		return b
+	}
+	done := c.done
+	c.done, c.spare = c.spare[:0], nil
+	lost := c.lost
+	c.mu.Unlock()
+
+	for i, p := range done {
+		if !lost && unknownOutcome(p.err) {
+			c.s.log.Warn("nfs call has an unknown outcome, connection closed", "client", c.peer, "err", p.err)
+			c.lose()
+			lost = true
+		}
+		if lost {
+			c.s.changes.endIf(p.change)
+		} else {
+			b = c.answerPending(ctx, b, p)
+		}
+		c.s.files.put(p.file)
+		c.retire(p)
+		done[i] = nil
+	}
+	c.mu.Lock()
+	if c.spare == nil {
+		c.spare = done[:0]
+	}
+	c.mu.Unlock()
+	return b
+}
+
+// wait runs a call that may wait for storage on a goroutine of its own. n is how many bytes of data it moves.
+func (c *conn) wait(ctx context.Context, n int64, run func() []byte) {
+	c.s.waited.Add(1)
+	c.room(ctx, n)
+	if !c.s.waiting.TryAcquire(n) {
+		c.settle(ctx)
+		if c.s.waiting.Acquire(ctx, n) != nil {
+			return
+		}
+	}
+	c.mu.Lock()
+	c.inflight++
+	c.waiting += n
+	c.mu.Unlock()
+	go func() {
+		if b := run(); len(b) > 0 {
+			c.flush(b)
+		}
+		c.s.waiting.Release(n)
+		c.mu.Lock()
+		c.inflight--
+		c.waiting -= n
+		c.changed.Broadcast()
+		c.mu.Unlock()
+	}()
+}
+
+// flush sends b, or leaves to the sender what the socket does not take now. b may be reused after it.
+func (c *conn) flush(b []byte) {
+	c.outMu.Lock()
+	if c.state != sendIdle {
+		c.out = append(c.out, b...)
+		c.outMu.Unlock()
+		return
+	}
+	c.state = sendDirect
+	c.outMu.Unlock()
+
+	n, err := c.writeNow(b)
+	if err != nil {
+		c.lose()
+		n = len(b)
+	}
+
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	if rest := b[n:]; len(rest) > 0 {
+		out := make([]byte, 0, len(rest)+len(c.out))
+		c.out = append(append(out, rest...), c.out...)
+	}
+	if len(c.out) == 0 {
+		c.state = sendIdle
+		return
+	}
+	c.state = sendHanded
+	c.wakeSender()
+}
+
+// directWrite writes to a socket without waiting. The closure is made once, since making it for each write would allocate.
+type directWrite struct {
+	b   []byte
+	n   int
+	err error
+	try func(fd uintptr) bool
+}
+
+func (w *directWrite) init() {
+	w.try = func(fd uintptr) bool {
+		for w.n < len(w.b) {
+			n, err := syscall.Write(int(fd), w.b[w.n:])
+			if n > 0 {
+				w.n += n
+			}
+			switch err {
+			case nil, syscall.EINTR:
+			case syscall.EAGAIN:
+				return true
+			default:
+				w.err = err
+				return true
+			}
+		}
+		return true
+	}
+}
+
+// writeNow writes what the socket takes without waiting; the caller has set state to sendDirect.
+func (c *conn) writeNow(b []byte) (int, error) {
+	if c.raw == nil {
+		return 0, nil
+	}
+	w := &c.write
+	w.b, w.n, w.err = b, 0, nil
+	err := c.raw.Write(w.try)
+	if err == nil {
+		err = w.err
+	}
+	n := w.n
+	w.b = nil
+	return n, err
+}
+
+// send is the sender goroutine: it answers what completes while the reader waits for the client, and writes what the
+// socket did not take at once.
+func (c *conn) send(ctx context.Context, quit <-chan struct{}) {
+	var b []byte
+	for ended := false; !ended; {
+		select {
+		case <-c.wake:
+		case <-quit:
+			ended = true
+		}
+		b = c.answerDone(ctx, b[:0])
+		if len(b) > 0 {
+			c.flush(b)
+		}
+		c.writeOut()
+		if cap(b) > rpc.BufferBytesMin {
+			b = nil
+		}
+	}
+}
+
+// writeOut writes what was handed to the sender, waiting for the client.
+func (c *conn) writeOut() {
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	for c.state == sendHanded {
+		if len(c.out) == 0 {
+			c.state = sendIdle
+			return
+		}
+		b := c.out
+		c.out = nil
+		c.drained.Broadcast()
+		c.outMu.Unlock()
+		c.nc.SetWriteDeadline(time.Now().Add(stuckWriteTimeout))
+		_, err := c.nc.Write(b)
+		c.nc.SetWriteDeadline(time.Time{})
+		if err != nil {
+			c.lose()
+		}
+		c.outMu.Lock()
+	}
+}
