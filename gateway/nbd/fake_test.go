@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -282,9 +284,11 @@ type exports struct {
 	mu      sync.Mutex
 	devices map[string]Device
 	refuse  map[string]error
-	opened  map[string]int
-	open    int
-	peers   []Peer
+	// describe is the description of an export in lists.
+	describe map[string]string
+	opened   map[string]int
+	open     int
+	peers    []Peer
 }
 
 func newExports(devices map[string]Device) *exports {
@@ -319,8 +323,9 @@ func (e *exports) List(ctx context.Context, peer Peer) ([]ExportInfo, error) {
 		if err := e.refuse[name]; err != nil && !(errors.Is(err, ErrTLSRequired) && peer.TLS) {
 			continue
 		}
-		list = append(list, ExportInfo{Name: name})
+		list = append(list, ExportInfo{Name: name, Description: e.describe[name]})
 	}
+	slices.SortFunc(list, func(a, b ExportInfo) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
 }
 
