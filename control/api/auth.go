@@ -6,13 +6,9 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/labstack/echo/v4"
@@ -106,16 +102,4 @@ func EnsureAdminToken(ctx context.Context, raft interface {
 		return false, fmt.Errorf("make the admin token: %w", err)
 	}
 	return true, nil
-}
-
-// ReadToken reads a token from a file such as DATA/admin.token.
-func ReadToken(path string) (string, error) {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("read token: %w (the appliance writes it at its first start to %s)", err, filepath.Join("DATA", tokenFile))
-	}
-	if err != nil {
-		return "", fmt.Errorf("read token: %w", err)
-	}
-	return strings.TrimSpace(string(b)), nil
 }

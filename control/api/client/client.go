@@ -82,6 +82,15 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
+// ReadToken reads a token from a file such as DATA/admin.token.
+func ReadToken(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read token: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // dialUnix connects through the directory's descriptor, because a socket's address has 108 bytes.
