@@ -1,0 +1,270 @@
+// Package server is a running appliance: it opens what is on the disk, wires gateways, volume driver and control to each
+// other, and takes them down in the order that loses nothing.
+//
+//	DATA/lock            held while a process has the directory
+//	DATA/control/        raft log, snapshots, identity (package control/raft)
+//	DATA/log/ DATA/map/  the volume driver's log and block map
+//	DATA/ledger.json     how far the log was, for a rebuild to say what is lost with it
+//	DATA/backend/NAME    local backends of vPools that name no other place
+//	DATA/tls/            CA and server certificate          DATA/admin.token  the administrator's API token
+//	DATA/varve.sock      API for local programs             DATA/nbd.sock     NBD for local programs
+//
+// # Start
+//
+//	lock -> open the doors (clients wait in the kernel's queue) -> control -> driver -> vPools' backends
+//	fresh: vPool default, admin token, certificate; the node's own record comes last and says that this is done
+//	-> gateways and API serve -> ready
+//
+// If control says that volumes were active but the log or the map is gone, the start is refused: opening them would make
+// them empty. `varve rebuild` is the way on.
+//
+// # Stop
+//
+// Two groups of goroutines. The outer one serves clients; it ends first, each part draining within its own limit. The
+// inner one (driver, raft) runs until then, so that what drains can still be committed. Then the driver syncs its log and
+// checkpoints, control closes, the lock goes. If the inner group fails (fenced log, raft that cannot persist) the outer one is
+// ended and the process exits with the error: only a restart can tell what is on the disk.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"varve/appliance/exports"
+	"varve/control/api"
+	"varve/control/node"
+	"varve/control/raft"
+	"varve/control/state"
+	"varve/control/vdisk"
+	"varve/control/vpool"
+	"varve/volumedriver"
+	"varve/volumedriver/backend"
+	"varve/volumedriver/backend/local"
+	"varve/volumedriver/vfs"
+)
+
+// DefaultPool is the vPool that a fresh appliance has.
+const DefaultPool = "default"
+
+// LockedError: another process has the data directory.
+type LockedError struct{ Data string }
+
+func (e *LockedError) Error() string {
+	return fmt.Sprintf("data directory %s is in use by another varve; stop that one, or give another --data", e.Data)
+}
+
+// LostError: control knows volumes whose log or map is gone.
+type LostError struct {
+	Data    string
+	Missing string
+	Volumes int
+}
+
+func (e *LostError) Error() string {
+	return fmt.Sprintf("%s is missing but %d volumes had data in it; put it back, or run: varve rebuild --data %s", e.Missing, e.Volumes, e.Data)
+}
+
+// base is what serve and rebuild have in common: the locked directory, control and the driver, opened but not running.
+type base struct {
+	cfg     Config
+	lock    io.Closer
+	doors   *listeners // nil in a rebuild
+	metrics *prometheus.Registry
+	raft    *raft.Node
+	driver  *volumedriver.Driver
+	volumes *exports.Volumes
+	pools   *exports.Pools
+	engine  *exports.Engine
+	vpools  *vpool.Controller
+	vdisks  *vdisk.Controller
+	nodes   *node.Controller
+}
+
+// openData makes and locks the data directory.
+func openData(cfg Config) (io.Closer, error) {
+	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
+		return nil, fmt.Errorf("make data directory: %w", err)
+	}
+	lock, err := vfs.OS().Lock(filepath.Join(cfg.Data, lockName))
+	if err != nil {
+		if held(err) {
+			return nil, &LockedError{cfg.Data}
+		}
+		return nil, fmt.Errorf("lock data directory: %w", err)
+	}
+	return lock, nil
+}
+
+func openBackend(b state.Backend) (backend.Backend, error) {
+	if b.Kind != state.BackendLocal {
+		return nil, fmt.Errorf("backend kind %q is not known to this version", b.Kind)
+	}
+	if err := os.MkdirAll(b.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make backend directory: %w", err)
+	}
+	s, err := local.Open(vfs.OS(), b.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open backend %s: %w", b.Dir, err)
+	}
+	return s, nil
+}
+
+// OpenLocalBackend opens a local backend in a directory, for probes.
+func OpenLocalBackend(dir string) (backend.Backend, error) {
+	return openBackend(state.Backend{Kind: state.BackendLocal, Dir: dir})
+}
+
+// open opens control and the driver. guard says whether a lost log or map is an error, as it is for all but a rebuild.
+func (b *base) open(ctx context.Context, guard bool) error {
+	b.metrics = prometheus.NewRegistry()
+	b.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var err error
+	log := b.cfg.Log
+	b.raft, err = raft.Open(raft.Config{Dir: filepath.Join(b.cfg.Data, controlName), Log: log.With("component", "control")})
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	store := b.raft.State()
+	if guard {
+		if err := b.nothingLost(); err != nil {
+			return err
+		}
+	}
+	if b.cfg.LogBytes == 0 {
+		total, _, err := vfs.OS().Space(b.cfg.Data)
+		if err != nil {
+			return fmt.Errorf("size of the disk of %s: %w", b.cfg.Data, err)
+		}
+		b.cfg.LogBytes = logBytes(total)
+	}
+	b.driver, err = volumedriver.Open(volumedriver.Config{
+		FS: vfs.OS(), Dir: b.cfg.Data, LogBytes: b.cfg.LogBytes, SegmentBytes: segmentBytes, MapBudgetBytes: b.cfg.MapBytes,
+		SCOBytes: b.cfg.SCOBytes, Ledger: filepath.Join(b.cfg.Data, ledgerName), Log: log.With("component", "volumedriver"), Metrics: b.metrics,
+	})
+	if err != nil {
+		return fmt.Errorf("open volume driver: %w", err)
+	}
+	b.volumes = exports.NewVolumes(b.raft, store, b.driver, b.raft.ID())
+	b.pools = exports.NewPools(b.driver, openBackend, log)
+	b.engine = exports.NewEngine(store, b.volumes)
+	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Engine: b.pools, Log: log.With("component", "vpool")})
+	b.vdisks = vdisk.New(vdisk.Config{Raft: b.raft, Store: store, Engine: b.engine, Log: log.With("component", "vdisk")})
+	b.nodes = node.New(b.raft, store, b.raft.ID())
+	return nil
+}
+
+// nothingLost refuses to go on where the log or the map of volumes that were active is gone.
+func (b *base) nothingLost() error {
+	active := 0
+	view := b.raft.State().View()
+	for _, p := range view.VPools() {
+		for _, v := range view.VolumesOf(p.FSID) {
+			if v.State == state.VolumeActive && v.Owner == b.raft.ID() {
+				active++
+			}
+		}
+	}
+	if active == 0 {
+		return nil
+	}
+	for _, dir := range []string{logName, mapName} {
+		path := filepath.Join(b.cfg.Data, dir)
+		entries, err := os.ReadDir(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if len(entries) == 0 {
+			return &LostError{Data: b.cfg.Data, Missing: path, Volumes: active}
+		}
+	}
+	return nil
+}
+
+// close takes down what open made, newest first. Nothing uses it any more.
+func (b *base) close() error {
+	var errs []error
+	if b.driver != nil {
+		if err := b.driver.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("close volume driver: %w", err))
+		}
+	}
+	if b.pools != nil {
+		errs = append(errs, b.pools.Close())
+	}
+	if b.raft != nil {
+		errs = append(errs, b.raft.Close())
+	}
+	// Closing a unix socket removes its file, so it must not happen to the next process's: first the doors, then the lock.
+	if b.doors != nil {
+		b.doors.close()
+	}
+	if b.lock != nil {
+		errs = append(errs, b.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// initialise makes what a fresh appliance has, and registers the node, which says that it has been made.
+func (b *base) initialise(ctx context.Context, spec state.NodeSpec) error {
+	if _, err := b.nodes.Self(); errors.Is(err, state.ErrNotFound) {
+		if len(b.raft.State().View().VPools()) == 0 {
+			dir := filepath.Join(b.cfg.Data, backendName, DefaultPool)
+			if _, err := b.vpools.Create(ctx, vpool.Spec{Name: DefaultPool, Backend: localURL(dir)}); err != nil {
+				return fmt.Errorf("make vPool %s: %w", DefaultPool, err)
+			}
+		}
+	}
+	if _, err := api.EnsureAdminToken(ctx, b.raft, b.raft.State(), b.cfg.Data); err != nil {
+		return err
+	}
+	if err := b.nodes.Register(ctx, spec); err != nil {
+		return fmt.Errorf("register node: %w", err)
+	}
+	return nil
+}
+
+// nodeSpec is what this node says of itself.
+func (b *base) nodeSpec(l *listeners) state.NodeSpec {
+	host := hostAddress()
+	address := func(list []net.Listener) string {
+		if a := first(list); a != "" {
+			return reachable(a, host)
+		}
+		return ""
+	}
+	return state.NodeSpec{Name: node.HostName(), Role: state.RoleMaster, NBD: address(l.nbd), NFS: address(l.nfs),
+		HTTPS: address(l.https), Version: b.cfg.Version}
+}
+
+// hostAddress is the address that others most likely reach this host by: that of the default route, else loopback.
+func hostAddress() string {
+	c, err := net.DialTimeout("udp", "192.0.2.1:9", time.Second) // sends nothing
+	if err != nil {
+		return "127.0.0.1"
+	}
+	defer c.Close()
+	host, _, err := net.SplitHostPort(c.LocalAddr().String())
+	if err != nil {
+		return "127.0.0.1"
+	}
+	return host
+}
+
+// component is the id that this process's log lines carry: cluster, node, service.
+func component(cluster, node uuid.UUID, service string) string {
+	return cluster.String()[:8] + "." + node.String()[:8] + "." + service
+}

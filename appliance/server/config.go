@@ -1,0 +1,137 @@
+package server
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"time"
+)
+
+// Off switches a listener off.
+const Off = "off"
+
+// Config of an appliance. Data is required; zero values elsewhere take the defaults named.
+type Config struct {
+	Data string
+
+	NBD     string // ":10809"; "off" for none
+	NFS     string // ":2049"
+	HTTPS   string // ":8443"
+	Portmap string // off; host:111 to be found by showmount, ESXi and Proxmox VE
+
+	NBDTLS string // off, optional or required
+
+	LogBytes  int64 // 4 GiB, or an eighth of the disk if that is less
+	MapBytes  int64 // 256 MiB
+	SCOBytes  int64 // 16 MiB
+	DrainTime time.Duration
+
+	Version string
+	Log     *slog.Logger
+}
+
+// Sizes that a Config may name.
+const (
+	segmentBytes = 64 << 20
+	logBytesMin  = 4 * segmentBytes
+	logBytesDef  = 4 << 30
+	logBytesMax  = 1 << 40
+	mapBytesMin  = 8 << 20
+	mapBytesDef  = 256 << 20
+	scoBytesMin  = 1 << 20
+	scoBytesDef  = 16 << 20
+)
+
+// Names of files below Data.
+const (
+	apiSocketName = "varve.sock"
+	nbdSocketName = "nbd.sock"
+	lockName      = "lock"
+	tokenName     = "admin.token"
+	tlsName       = "tls"
+	logName       = "log"
+	mapName       = "map"
+	ledgerName    = "ledger.json"
+	controlName   = "control"
+	backendName   = "backend"
+)
+
+// APISocket is where the appliance on a data directory answers the CLI.
+func APISocket(data string) string { return filepath.Join(data, apiSocketName) }
+
+// NBDSocket is where it serves NBD to local programs.
+func NBDSocket(data string) string { return filepath.Join(data, nbdSocketName) }
+
+// TokenFile holds the administrator's token of an appliance.
+func TokenFile(data string) string { return filepath.Join(data, tokenName) }
+
+// UsageError is a Config that makes no sense.
+type UsageError struct{ Why, Remedy string }
+
+func (e *UsageError) Error() string { return e.Why + "; " + e.Remedy }
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Data == "" {
+		return c, &UsageError{"no data directory is named", "give --data DIR"}
+	}
+	data, err := filepath.Abs(c.Data)
+	if err != nil {
+		return c, err
+	}
+	c.Data = data
+	for _, a := range []struct {
+		flag  string
+		value *string
+		def   string
+	}{{"nbd", &c.NBD, ":10809"}, {"nfs", &c.NFS, ":2049"}, {"https", &c.HTTPS, ":8443"}, {"portmap", &c.Portmap, Off}} {
+		if *a.value == "" {
+			*a.value = a.def
+		}
+		if *a.value == Off {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(*a.value); err != nil {
+			return c, &UsageError{fmt.Sprintf("--%s %q is no address", a.flag, *a.value), "give HOST:PORT, :PORT or off"}
+		}
+	}
+	if c.NFS == Off && c.Portmap != Off {
+		return c, &UsageError{"--portmap needs --nfs", "switch both on or both off"}
+	}
+	if c.NBDTLS == "" {
+		c.NBDTLS = Off
+	}
+	if c.NBDTLS != Off && c.NBDTLS != "optional" && c.NBDTLS != "required" {
+		return c, &UsageError{fmt.Sprintf("--nbd-tls %q is unknown", c.NBDTLS), "give off, optional or required"}
+	}
+	for _, s := range []struct {
+		flag          string
+		value         *int64
+		def, min, max int64
+	}{
+		{"log-size", &c.LogBytes, 0, logBytesMin, logBytesMax},
+		{"map-size", &c.MapBytes, mapBytesDef, mapBytesMin, logBytesMax},
+		{"sco-size", &c.SCOBytes, scoBytesDef, scoBytesMin, scoBytesDef},
+	} {
+		if *s.value == 0 {
+			*s.value = s.def
+		}
+		if *s.value != 0 && (*s.value < s.min || *s.value > s.max) {
+			return c, &UsageError{fmt.Sprintf("--%s %d is out of range", s.flag, *s.value),
+				fmt.Sprintf("give %d to %d bytes", s.min, s.max)}
+		}
+	}
+	if c.DrainTime == 0 {
+		c.DrainTime = 30 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
+
+// logBytes is the log's size where none was asked for: as a new appliance may share a small disk with its backend.
+func logBytes(diskTotal uint64) int64 {
+	n := int64(min(diskTotal/8, logBytesDef)) / segmentBytes * segmentBytes
+	return max(n, logBytesMin)
+}

@@ -1,0 +1,255 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"varve/appliance/exports"
+	"varve/control/api"
+	v1 "varve/control/api/v1"
+	"varve/control/pki"
+	"varve/gateway/nbd"
+	"varve/gateway/nfs"
+)
+
+func held(err error) bool { return errors.Is(err, syscall.EWOULDBLOCK) }
+
+// Summary is what a person needs to know of an appliance that has become ready.
+type Summary struct {
+	Data                     string
+	NBD, NFS, HTTPS, Portmap string // as others reach them; empty when off
+	NBDSocket, APISocket     string
+	TokenFile, CAFile        string
+	Fresh                    bool
+	Component                string
+	VPools                   []string
+}
+
+// Serve runs an appliance until ctx ends, then stops it cleanly and returns nil. ready is called once, when all is open. An
+// error means that the appliance could not start or had to give up.
+func Serve(ctx context.Context, cfg Config, ready func(Summary)) (err error) {
+	cfg, err = cfg.withDefaults()
+	if err != nil {
+		return err
+	}
+	lock, err := openData(cfg)
+	if err != nil {
+		return err
+	}
+	doors, err := openListeners(cfg)
+	if err != nil {
+		return errors.Join(err, lock.Close())
+	}
+	a := &appliance{base: base{cfg: cfg, lock: lock, doors: doors}, started: time.Now()}
+	if err := a.open(ctx, true); err != nil {
+		return errors.Join(err, a.close())
+	}
+	if err := a.wire(ctx); err != nil {
+		return errors.Join(err, a.close())
+	}
+	return a.run(ctx, ready)
+}
+
+// appliance is a base with the doors open.
+type appliance struct {
+	base
+	started time.Time
+	fresh   bool
+	tls     *pki.Server
+	nbd     *nbd.Server
+	nfs     *nfs.Server
+	api     *api.Server
+	ready   atomic.Bool
+}
+
+// wire makes what a fresh appliance lacks and the servers, and starts nothing.
+func (a *appliance) wire(ctx context.Context) error {
+	if err := a.vpools.Start(ctx); err != nil {
+		return err
+	}
+	_, known := a.nodes.Self()
+	a.fresh = known != nil
+	if err := a.initialise(ctx, a.nodeSpec(a.doors)); err != nil {
+		return err
+	}
+	var err error
+	a.tls, err = pki.Open(pki.Config{Dir: filepath.Join(a.cfg.Data, tlsName), Name: a.raft.Cluster().String(), Hosts: pki.LocalHosts()})
+	if err != nil {
+		return err
+	}
+	log := a.cfg.Log
+	store := a.raft.State()
+	nbdTLS, tlsConfig := nbd.TLSOff, (*tls.Config)(nil)
+	switch a.cfg.NBDTLS {
+	case "optional":
+		nbdTLS, tlsConfig = nbd.TLSOptional, a.tls.TLS()
+	case "required":
+		nbdTLS, tlsConfig = nbd.TLSRequired, a.tls.TLS()
+	}
+	nbdLog := log.With("component", component(a.raft.Cluster(), a.raft.ID(), "nbd"))
+	a.nbd = nbd.New(nbd.Config{Exports: exports.NewNBD(store, a.volumes), TLS: nbdTLS, TLSConfig: tlsConfig, Log: nbdLog, Metrics: a.metrics})
+	nfsLog := log.With("component", component(a.raft.Cluster(), a.raft.ID(), "nfs"))
+	observed := newNFSMetrics(a.metrics, func() nfs.Stats { return a.nfs.Stats() })
+	a.nfs = nfs.New(nfs.Config{Namespace: exports.NewNFS(a.raft, store, a.volumes, a.pools, nfsLog), Verifier: a.driver.Verifier,
+		Log: nfsLog, Observe: observed.observe})
+	a.api, err = api.New(api.Config{VPools: a.vpools, VDisks: a.vdisks, Nodes: a.nodes, Store: store, Status: a.status, Ready: a.notReady,
+		Metrics: promhttp.HandlerFor(a.metrics, promhttp.HandlerOpts{}), Version: a.cfg.Version,
+		Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "api"))})
+	return err
+}
+
+// run is the appliance's life after everything is open.
+func (a *appliance) run(ctx context.Context, ready func(Summary)) error {
+	inner, stopInner := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopInner()
+	core, coreCtx := errgroup.WithContext(inner)
+	core.Go(func() error { return named("volume driver", a.driver.Run(coreCtx)) })
+	core.Go(func() error { return named("control", a.raft.Run(coreCtx)) })
+
+	outer, stopOuter := context.WithCancelCause(ctx)
+	defer stopOuter(nil)
+	unlink := context.AfterFunc(coreCtx, func() { stopOuter(errCore) })
+	defer unlink()
+	serving, ctx := errgroup.WithContext(outer)
+	a.serve(ctx, serving)
+	serving.Go(func() error { return watchdog(ctx, a.cfg.Log, a.alive) })
+	serving.Go(func() error {
+		a.ready.Store(true)
+		tell(a.cfg.Log, daemon.SdNotifyReady)
+		a.cfg.Log.Info("appliance is ready", "data", a.cfg.Data, "took", time.Since(a.started).Round(time.Millisecond))
+		ready(a.summary())
+		<-ctx.Done()
+		a.ready.Store(false)
+		tell(a.cfg.Log, daemon.SdNotifyStopping)
+		a.cfg.Log.Info("appliance is stopping")
+		return nil
+	})
+	ended := make(chan error, 1)
+	go func() {
+		err := serving.Wait()
+		stopInner()
+		ended <- errors.Join(core.Wait(), err, a.close())
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(a.cfg.DrainTime):
+		return fmt.Errorf("the appliance did not stop within %s; what was acknowledged as durable is on the disk", a.cfg.DrainTime)
+	}
+}
+
+// errCore ends the outer group when the inner one failed; the inner group's error says why.
+var errCore = errors.New("volume driver or control failed")
+
+// serve starts what talks to clients.
+func (a *appliance) serve(ctx context.Context, g *errgroup.Group) {
+	nbdDoors := append([]net.Listener{a.doors.nbdLocal}, a.doors.nbd...)
+	g.Go(func() error { return named("NBD", a.nbd.Run(ctx, nbdDoors...)) })
+	for _, ln := range a.doors.nfs {
+		g.Go(func() error { return named("NFS", a.nfs.Run(ctx, ln)) })
+	}
+	if a.cfg.Portmap != Off {
+		g.Go(func() error { return named("portmapper", a.nfs.RunPortmap(ctx, a.cfg.Portmap)) })
+	}
+	g.Go(func() error { return named("vDisk controller", a.vdisks.Run(ctx)) })
+	g.Go(func() error { return named("API", a.api.Serve(ctx, a.doors.apiSocket, nil)) })
+	for _, ln := range a.doors.https {
+		g.Go(func() error { return named("API", a.api.Serve(ctx, ln, a.tls.TLS())) })
+	}
+}
+
+func named(what string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// notReady says what is missing while the exports are not open.
+func (a *appliance) notReady() error {
+	if !a.ready.Load() {
+		return errors.New("the exports are not open")
+	}
+	return errors.Join(a.driver.Err(), a.raft.Err())
+}
+
+// alive does what a guest's flush does on a few open volumes: where nothing is to be synced it costs nothing, and where a
+// sync hangs it hangs too, until ctx ends.
+func (a *appliance) alive(ctx context.Context) error {
+	if err := a.notReady(); err != nil {
+		return err
+	}
+	return a.volumes.Flush(ctx, aliveVolumes)
+}
+
+const aliveVolumes = 8
+
+// status adds to the API's answer what control does not know.
+func (a *appliance) status(_ context.Context, s *v1.Status) {
+	d := a.driver.Stats()
+	s.Log = v1.LogStatus{Capacity: v1.Size(a.cfg.LogBytes), Used: v1.Size(float64(a.cfg.LogBytes) * d.Log.Occupancy), Pending: v1.Size(d.Pending)}
+	service := func(name, address string, connections int) {
+		if address != "" {
+			s.Services = append(s.Services, v1.Service{Name: name, Address: address, Connections: connections})
+		}
+	}
+	service("nbd", first(a.doors.nbd), len(a.nbd.Attachments()))
+	service("nfs", first(a.doors.nfs), int(a.nfs.Stats().Connections))
+	service("https", first(a.doors.https), 0)
+	if a.cfg.Portmap != Off {
+		service("portmap", a.cfg.Portmap, 0)
+	}
+	if err := a.driver.Err(); err != nil {
+		s.Problems = append(s.Problems, "volume driver: "+err.Error())
+	}
+	if err := a.raft.Err(); err != nil {
+		s.Problems = append(s.Problems, "control: "+err.Error())
+	}
+	if d.Log.Occupancy > logFull {
+		s.Problems = append(s.Problems, fmt.Sprintf("the write log is %.0f %% full: the backend does not keep up, guests' writes are slowed",
+			d.Log.Occupancy*100))
+	}
+	for _, p := range a.raft.State().View().VPools() {
+		if h := a.driver.PoolHealth(p.ID); h.Err != "" {
+			s.Problems = append(s.Problems, fmt.Sprintf("backend of vPool %s: %s", p.Name, h.Err))
+		}
+	}
+}
+
+const logFull = 0.8
+
+func (a *appliance) summary() Summary {
+	host := hostAddress()
+	at := func(list []net.Listener) string {
+		if addr := first(list); addr != "" {
+			return reachable(addr, host)
+		}
+		return ""
+	}
+	s := Summary{Data: a.cfg.Data, NBD: at(a.doors.nbd), NFS: at(a.doors.nfs), HTTPS: at(a.doors.https), NBDSocket: NBDSocket(a.cfg.Data),
+		APISocket: APISocket(a.cfg.Data), TokenFile: TokenFile(a.cfg.Data), CAFile: a.tls.CAFile(), Fresh: a.fresh,
+		Component: component(a.raft.Cluster(), a.raft.ID(), "appliance")}
+	if a.cfg.Portmap != Off {
+		s.Portmap = a.cfg.Portmap
+	}
+	for _, p := range a.raft.State().View().VPools() {
+		s.VPools = append(s.VPools, p.Name)
+	}
+	return s
+}
