@@ -1,0 +1,677 @@
+package volumedriver
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"varve/volumedriver/backend"
+	"varve/volumedriver/blockio"
+	"varve/volumedriver/blockmap"
+	"varve/volumedriver/sco"
+	"varve/volumedriver/writelog"
+)
+
+// Destaging policy. What is overwritten while it waits in the log is never uploaded, so a seal waits a little even when an
+// SCO's worth is there; pressure on the log ends the wait.
+const (
+	sealAge         = 10 * time.Second // an SCO's worth older than this is sealed
+	sealIdle        = 10 * time.Second // at least sealIdleBytes, and nothing new for so long: sealed
+	sealIdleBytes   = 1 << 20
+	sealAnyAge      = 60 * time.Second // anything older is sealed
+	eagerOccupancy  = 0.2              // of the log: an SCO's worth is sealed at once
+	urgentOccupancy = 0.5              // of the log: whatever holds the oldest segment is sealed, however little
+	jobsMax         = 4                // SCOs being built or put, per node
+	volumeJobsMax   = 2                // per volume
+	recordsPerSeal  = 16384            // looked at for one SCO
+	putTimeout      = 2 * time.Minute
+)
+
+// destageState is a volume's progress from the log to the backend. It is guarded by Volume.mu.
+type destageState struct {
+	sealed     uint64 // last record that is in a job
+	sealedSize int64  // size of the volume after it
+	unsealed   int64  // payload bytes logged after it
+	next       uint64 // number of the next SCO
+	prev       scoID  // the SCO before it
+	jobs       []*job // sealed, not yet installed, in order
+	last       int64  // time of the last record logged
+}
+
+// job is one SCO on its way. Jobs of a volume are built and put in parallel, and installed in order.
+type job struct {
+	v           *Volume
+	id          scoID
+	prev        scoID
+	first, last uint64 // log sequences (first, last]
+	size        int64
+	modTime     int64
+	picks       []pick
+	zeros       []sco.Range
+	put         bool // durable on the backend
+	extents     []sco.Extent
+	bytes       int64
+}
+
+// pick is a block that goes into an SCO.
+type pick struct {
+	lba uint64
+	loc writelog.Loc
+	crc uint32
+}
+
+// due says whether the volume has something to seal now.
+func (v *Volume) due(now time.Time, occupancy float64, pins bool) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	s := &v.destage
+	if len(s.jobs) >= volumeJobsMax || v.logged.Load() == s.sealed || v.err() != nil || v.stuck.Load() != nil {
+		return false
+	}
+	if v.d.draining.Load() > 0 {
+		return true
+	}
+	if occupancy >= urgentOccupancy && pins || s.unsealed >= v.d.cfg.SCOBytes && occupancy >= eagerOccupancy {
+		return true
+	}
+	var oldest int64
+	v.queue.after(s.sealed, func(r *record) bool { oldest = r.time; return false })
+	age, idle := now.Sub(time.Unix(0, oldest)), now.Sub(time.Unix(0, s.last))
+	return s.unsealed >= v.d.cfg.SCOBytes && age >= v.d.cfg.sealAge ||
+		s.unsealed >= sealIdleBytes && idle >= v.d.cfg.sealAge ||
+		age >= v.d.cfg.sealAnyAge
+}
+
+// cut takes the next records of the volume, as many as fit an SCO, and makes a job of them; nil if there are none. Only
+// the scheduler calls it, so there is one cut of a volume at a time.
+//
+// Within the range the newest version of a block counts; a zeroed range removes what was picked before. So applying the
+// zeros first and then the data gives the state after the range.
+func (v *Volume) cut(limitBlocks int) *job {
+	v.mu.RLock()
+	s := &v.destage
+	j := &job{v: v, first: s.sealed, size: s.sealedSize, prev: s.prev, last: s.sealed}
+	newest := make(map[uint64]pick)
+	records := 0
+	var bytes int64
+	v.queue.after(s.sealed, func(r *record) bool {
+		if records == recordsPerSeal || len(j.zeros) == sco.MaxZeros || r.kind == writelog.Data && len(newest)+int(r.blocks) > limitBlocks {
+			return false
+		}
+		records++
+		switch r.kind {
+		case writelog.Data:
+			for i := range r.blocks {
+				newest[r.lba+i] = pick{r.lba + i, r.loc.Add(uint32(i)), r.crcOf(int(i))}
+			}
+			bytes += int64(r.blocks) * blockSize
+			if r.value != 0 {
+				j.size = max(j.size, int64(r.value))
+			}
+		case writelog.Zero:
+			j.zero(newest, r.lba, r.blocks)
+		case writelog.Size:
+			if from, to := uint64(roundUp(int64(r.value)))/blockSize, uint64(roundUp(r.sizeBefore))/blockSize; from < to {
+				j.zero(newest, from, to-from)
+			}
+			j.size = int64(r.value)
+		}
+		j.modTime = r.time
+		if r.kind == writelog.Mark {
+			j.modTime = int64(r.value)
+		}
+		j.last = r.seq
+		return true
+	})
+	v.mu.RUnlock()
+	if records == 0 {
+		return nil
+	}
+	j.picks = make([]pick, 0, len(newest))
+	for _, p := range newest {
+		j.picks = append(j.picks, p)
+	}
+	slices.SortFunc(j.picks, func(a, b pick) int { return cmp.Compare(a.lba, b.lba) })
+
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	j.id = scoID{v.root.epoch(), s.next}
+	s.next++
+	s.prev = j.id
+	s.sealed, s.sealedSize = j.last, j.size
+	s.unsealed -= bytes
+	s.jobs = append(s.jobs, j)
+	return j
+}
+
+func (j *job) zero(newest map[uint64]pick, lba, n uint64) {
+	j.zeros = append(j.zeros, sco.Range{LBA: lba, Blocks: n})
+	if n < uint64(len(newest)) {
+		for i := range n {
+			delete(newest, lba+i)
+		}
+		return
+	}
+	for b := range newest {
+		if b >= lba && b-lba < n {
+			delete(newest, b)
+		}
+	}
+}
+
+// destager moves records from the log to the backends.
+type destager struct {
+	d        *Driver
+	wake     chan struct{}
+	mu       sync.Mutex
+	dirty    map[*Volume]struct{} // have records in the log
+	running  int
+	builders []*sco.Builder
+	wg       sync.WaitGroup
+}
+
+func newDestager(d *Driver) *destager {
+	return &destager{d: d, wake: make(chan struct{}, 1), dirty: make(map[*Volume]struct{})}
+}
+
+// add notes that the volume has something to destage. Never called with Volume.mu held.
+func (s *destager) add(v *Volume) {
+	if v.dirty.Swap(true) {
+		return
+	}
+	s.mu.Lock()
+	s.dirty[v] = struct{}{}
+	s.mu.Unlock()
+}
+
+func (s *destager) drop(v *Volume) {
+	s.mu.Lock()
+	delete(s.dirty, v)
+	s.mu.Unlock()
+}
+
+func (s *destager) notify() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run seals and puts until ctx ends, then waits for the jobs under way.
+func (s *destager) run(ctx context.Context) error {
+	defer s.wg.Wait()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		s.schedule(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.wake:
+		case <-tick.C:
+		}
+	}
+}
+
+// schedule starts as many jobs as are due and allowed.
+func (s *destager) schedule(ctx context.Context) {
+	occupancy := s.d.wal.Stats().Occupancy
+	var pinning map[*Volume]bool
+	if occupancy >= urgentOccupancy {
+		pinning = make(map[*Volume]bool)
+		_, ids := s.d.wal.Oldest()
+		for _, id := range ids {
+			if v := s.d.lookup(id); v != nil {
+				pinning[v] = true
+			}
+		}
+	}
+	now := s.d.now()
+	s.mu.Lock()
+	candidates := make([]*Volume, 0, len(s.dirty))
+	for v := range pinning {
+		candidates = append(candidates, v)
+	}
+	for v := range s.dirty {
+		if !pinning[v] {
+			candidates = append(candidates, v)
+		}
+	}
+	s.mu.Unlock()
+	for _, v := range candidates {
+		for v.due(now, occupancy, pinning[v]) {
+			if !s.begin(v) {
+				break
+			}
+			j := v.cut(int(s.d.cfg.SCOBytes / blockSize))
+			if j == nil {
+				s.finished(v)
+				break
+			}
+			s.wg.Go(func() {
+				defer s.finished(v)
+				if err := s.process(ctx, j); err != nil && ctx.Err() == nil && v.err() == nil {
+					// What is readable stays readable. The records stay in the log, and nothing of this volume may pass them.
+					v.stuck.Store(&err)
+					s.d.log.Error("volume no longer goes to its backend", "volume", v.id, "err", err)
+				}
+			})
+		}
+		v.putRoot(ctx)
+	}
+}
+
+// begin takes a place for one more job of the volume, if there is one and the volume is not going away.
+func (s *destager) begin(v *Volume) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running >= jobsMax {
+		return false
+	}
+	v.running.Add(1)
+	if v.err() != nil { // a deletion waits for running to be 0 after it has set this
+		v.running.Add(-1)
+		return false
+	}
+	s.running++
+	return true
+}
+
+func (s *destager) finished(v *Volume) {
+	s.mu.Lock()
+	s.running--
+	s.mu.Unlock()
+	v.running.Add(-1)
+	s.notify()
+}
+
+func (s *destager) builder(h sco.Header, blocks int) *sco.Builder {
+	s.mu.Lock()
+	var b *sco.Builder
+	if n := len(s.builders); n > 0 {
+		b, s.builders = s.builders[n-1], s.builders[:n-1]
+	}
+	s.mu.Unlock()
+	if b == nil {
+		return sco.New(h, blocks)
+	}
+	b.Reset(h, blocks)
+	return b
+}
+
+func (s *destager) keep(b *sco.Builder) {
+	s.mu.Lock()
+	if len(s.builders) < volumeJobsMax {
+		s.builders = append(s.builders, b)
+	}
+	s.mu.Unlock()
+}
+
+// process builds, puts and installs one job. An error means that the volume can't go on: its log is unreadable.
+func (s *destager) process(ctx context.Context, j *job) error {
+	v := j.v
+	if err := v.reserve(j.id.Seq); err != nil {
+		return err
+	}
+	// Nothing goes to the backend that a power cut could take from the log.
+	if err := s.d.wal.Sync(ctx, v.lastBatch.Load()); err != nil {
+		return err
+	}
+	b := s.builder(sco.Header{Volume: v.id, Epoch: j.id.Epoch, Seq: j.id.Seq, FirstLog: j.first, LastLog: j.last,
+		PrevEpoch: j.prev.Epoch, PrevSeq: j.prev.Seq, Size: uint64(j.size), ModTime: j.modTime, Created: s.d.now().UnixNano()}, len(j.picks))
+	defer s.keep(b)
+	if err := j.build(b); err != nil {
+		return fmt.Errorf("build sco %d-%d: %w", j.id.Epoch, j.id.Seq, err)
+	}
+	parts, err := b.Finish()
+	if err != nil {
+		return err
+	}
+	if err := s.putSCO(ctx, j, parts); err != nil {
+		return err
+	}
+	j.extents = slices.Clone(b.Header().Extents)
+	for _, p := range parts {
+		j.bytes += int64(len(p))
+	}
+	s.d.metrics.objects.Inc()
+	s.d.metrics.objectBytes.Add(float64(j.bytes))
+	return v.installReady(j)
+}
+
+// build fills the SCO from the log.
+func (j *job) build(b *sco.Builder) error {
+	for _, z := range j.zeros {
+		if err := b.AddZero(z.LBA, z.Blocks); err != nil {
+			return err
+		}
+	}
+	var crcs []uint32
+	for i := 0; i < len(j.picks); {
+		first, k := j.picks[i], 1
+		crcs = append(crcs[:0], first.crc)
+		for i+k < len(j.picks) && j.picks[i+k].lba == first.lba+uint64(k) && j.picks[i+k].loc == first.loc.Add(uint32(k)) {
+			crcs = append(crcs, j.picks[i+k].crc)
+			k++
+		}
+		dst, err := b.Reserve(first.lba, crcs)
+		if err != nil {
+			return err
+		}
+		if err := j.v.d.wal.ReadAt(dst, first.loc); err != nil {
+			return fmt.Errorf("read block %d from the log: %w", first.lba, err)
+		}
+		i += k
+	}
+	return nil
+}
+
+// putSCO puts the object, for ever, each try under a new name since the outcome of a failed one is unknown.
+func (s *destager) putSCO(ctx context.Context, j *job, parts [][]byte) error {
+	return s.d.retry(ctx, j.v, func(attempt int, store backend.Backend) error {
+		return store.Put(ctx, sco.Name(j.v.id, j.id.Epoch, j.id.Seq, attempt), parts...)
+	})
+}
+
+// retry calls try until it succeeds or ctx ends, with capped exponential backoff and full jitter, and keeps the driver's
+// view of the backend's health.
+func (d *Driver) retry(ctx context.Context, v *Volume, try func(attempt int, store backend.Backend) error) error {
+	for attempt := 0; ; attempt++ {
+		store, err := d.backendOf(v.root.Pool)
+		if err == nil {
+			if err = try(attempt, store); err == nil {
+				d.health.good(v.root.Pool)
+				return nil
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if gone := v.err(); gone != nil {
+			return gone
+		}
+		d.metrics.backendErrors.Inc()
+		d.health.bad(v.root.Pool, err, d.now())
+		d.log.Warn("backend refuses, trying again", "volume", v.id, "attempt", attempt, "err", err)
+		limit := min(d.cfg.retryMax, 50*time.Millisecond<<min(attempt, 10))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(rand.N(limit) + time.Millisecond):
+		}
+	}
+}
+
+// installReady notes that the job's SCO is on the backend and installs every job that is next in order.
+func (v *Volume) installReady(done *job) error {
+	v.installing.Lock()
+	defer v.installing.Unlock()
+	done.put = true
+	for {
+		v.mu.RLock()
+		var j *job
+		if len(v.destage.jobs) > 0 && v.destage.jobs[0].put {
+			j = v.destage.jobs[0]
+		}
+		v.mu.RUnlock()
+		if j == nil {
+			return nil
+		}
+		if err := v.install(j); err != nil {
+			return err
+		}
+	}
+}
+
+// install makes the SCO what the map says, and then the index forget it.
+func (v *Volume) install(j *job) error {
+	used, err := v.d.applySCO(v.handle, uint32(j.id.Seq), j.zeros, j.extents)
+	if err != nil {
+		return fmt.Errorf("install sco %d-%d: %w", j.id.Epoch, j.id.Seq, err)
+	}
+	v.mu.Lock()
+	for _, p := range j.picks {
+		if w, ok := v.index.data[p.lba]; ok && w.seq <= j.last {
+			v.index.remove(p.lba)
+		}
+	}
+	for _, z := range j.zeros {
+		v.index.forgetZeroed(z.LBA, z.Blocks, j.last)
+	}
+	v.index.forgetZeros(j.last)
+	v.forgets++
+	v.root.Backed, v.root.Size, v.root.ModTime, v.root.Prev = j.last, j.size, j.modTime, j.id
+	v.root.UsedBlocks += used
+	held := v.queue.bytes
+	v.queue.drop(j.last)
+	v.pending.Store(v.queue.bytes)
+	v.d.pace.drained(held - v.queue.bytes)
+	v.destage.jobs = v.destage.jobs[1:]
+	clean := v.logged.Load() == j.last
+	v.mu.Unlock()
+	if clean {
+		v.d.destager.dropIfClean(v)
+	}
+	v.d.checkpointer.add(v, j.bytes)
+	return nil
+}
+
+func (s *destager) dropIfClean(v *Volume) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v.dirty.Store(false) // before the look: a record logged after it adds the volume again
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if v.logged.Load() == v.root.Backed && v.root.Name.Put {
+		delete(s.dirty, v)
+		return
+	}
+	v.dirty.Store(true)
+}
+
+// forgetZeroed removes the zero marks of a range that were noted up to seq.
+func (x *index) forgetZeroed(lba, n, seq uint64) {
+	if n > leafBlocks {
+		if x.zerosOnly() {
+			return
+		}
+		for b, w := range x.data {
+			if b >= lba && b-lba < n && w.seq <= seq {
+				x.remove(b)
+			}
+		}
+		return
+	}
+	for i := range n {
+		if w, ok := x.data[lba+i]; ok && w.seq <= seq {
+			x.remove(lba + i)
+		}
+	}
+}
+
+func (x *index) zerosOnly() bool { return len(x.data) == 0 }
+
+// applySCO puts an SCO's content into the map and gives the change in mapped blocks. Doing it again changes nothing.
+func (d *Driver) applySCO(h blockmap.Handle, ordinal uint32, zeros []sco.Range, extents []sco.Extent) (int64, error) {
+	var used int64
+	for _, z := range zeros {
+		n, err := d.mappedIn(h, z.LBA, z.LBA+z.Blocks)
+		if err != nil {
+			return 0, err
+		}
+		used -= n
+		if err := d.maps.Clear(h, z.LBA, z.Blocks); err != nil {
+			return 0, err
+		}
+	}
+	index := uint32(0)
+	for _, e := range extents {
+		n, err := d.mappedIn(h, e.LBA, e.LBA+uint64(e.Blocks))
+		if err != nil {
+			return 0, err
+		}
+		used += int64(e.Blocks) - n
+		if err := d.maps.Set(h, e.LBA, blockmap.MakeRef(ordinal, index), e.Blocks); err != nil {
+			return 0, err
+		}
+		index += e.Blocks
+	}
+	return used, nil
+}
+
+// mappedIn counts the mapped blocks of a range.
+func (d *Driver) mappedIn(h blockmap.Handle, lba, end uint64) (int64, error) {
+	var n int64
+	for lba < end {
+		at, ok, err := d.maps.NextMapped(h, lba, end)
+		if err != nil || !ok {
+			return n, err
+		}
+		run, _, err := d.maps.Run(h, at, end)
+		if err != nil {
+			return n, err
+		}
+		n += int64(run)
+		lba = at + run
+	}
+	return n, nil
+}
+
+// reserve makes sure that SCO number seq lies below what the stored root says is used.
+func (v *Volume) reserve(seq uint64) error {
+	v.storing.Lock()
+	defer v.storing.Unlock()
+	if seq < v.stored.NextSCO {
+		return nil
+	}
+	r := v.stored
+	r.NextSCO = seq + scoReserve
+	return v.storeLocked(r)
+}
+
+// storeLocked makes r the stored root, durably. storing is held.
+func (v *Volume) storeLocked(r root) error {
+	if err := v.d.maps.Put([]blockmap.KV{r.encode()}, true); err != nil {
+		return fmt.Errorf("store root of volume %s: %w", v.id, err)
+	}
+	v.stored = r
+	return nil
+}
+
+// putRoot puts the volume's root object on the backend if it has changed; a failure is tried again at the next round.
+func (v *Volume) putRoot(ctx context.Context) {
+	v.mu.RLock()
+	r := v.root
+	v.mu.RUnlock()
+	if r.Name.Put || v.err() != nil || r.Name.Path == "" || !v.rooting.TryLock() {
+		return
+	}
+	v.d.destager.wg.Go(func() {
+		defer v.rooting.Unlock()
+		if err := v.putRootNow(ctx, r); err != nil {
+			if ctx.Err() == nil {
+				v.d.health.bad(r.Pool, err, v.d.now())
+				v.d.log.Warn("root object not put, trying again", "volume", v.id, "err", err)
+				select { // not at once
+				case <-ctx.Done():
+				case <-time.After(v.d.cfg.retryMax / 8):
+				}
+			}
+			return
+		}
+		v.d.destager.dropIfClean(v)
+	})
+}
+
+func (v *Volume) putRootNow(ctx context.Context, r root) error {
+	store, err := v.d.backendOf(r.Pool)
+	if err != nil {
+		return err
+	}
+	o := sco.Root{Volume: v.id, Epoch: r.epoch(), N: r.Name.N, Pool: r.Pool, PoolName: r.Name.PoolName, Path: r.Name.Path,
+		Kind: r.Name.Kind, Size: v.Size(), Created: r.Name.Created, BlockSize: blockSize}
+	b, err := o.Encode()
+	if err != nil {
+		return err
+	}
+	name := sco.RootName(v.id, o.Epoch, o.N)
+	if err := store.Put(ctx, name, b); err != nil && !errors.Is(err, backend.ErrExist) {
+		return err
+	}
+	v.mu.Lock()
+	if v.root.Name.N == r.Name.N {
+		v.root.Name.Put = true
+	}
+	v.mu.Unlock()
+	v.storing.Lock()
+	s := v.stored
+	if s.Name.N == r.Name.N {
+		s.Name.Put = true
+		err = v.storeLocked(s)
+	} else {
+		err = nil
+	}
+	v.storing.Unlock()
+	if err != nil {
+		return err
+	}
+	old, err := store.List(ctx, sco.RootPrefix(v.id), "", 100)
+	if err != nil {
+		return err
+	}
+	for _, i := range old {
+		if i.Name < name {
+			if err := store.Delete(ctx, i.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// health remembers for each pool whether its backend answers.
+type health struct {
+	mu    sync.Mutex
+	pools map[string]PoolHealth
+}
+
+// PoolHealth is the state of a vPool's backend as seen from here.
+type PoolHealth struct {
+	Err   string    // last error, empty if the last call succeeded
+	Since time.Time // first error of this outage
+	full  bool
+}
+
+func (h *health) good(pool fmt.Stringer) {
+	h.mu.Lock()
+	delete(h.pools, pool.String())
+	h.mu.Unlock()
+}
+
+func (h *health) bad(pool fmt.Stringer, err error, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.pools == nil {
+		h.pools = make(map[string]PoolHealth)
+	}
+	p := h.pools[pool.String()]
+	if p.Err == "" {
+		p.Since = now
+	}
+	p.Err, p.full = err.Error(), errors.Is(err, backend.ErrNoSpace)
+	h.pools[pool.String()] = p
+}
+
+func (h *health) of(pool fmt.Stringer) PoolHealth {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.pools[pool.String()]
+}
+
+// errNoPool: the volume's vPool has no backend here.
+var errNoPool = errors.Join(errors.New("vPool has no backend on this node"), blockio.ErrClosed)
