@@ -17,7 +17,8 @@ import (
 
 // Open recovers the log in cfg.Dir, or makes one. replay is called for each surviving record in append order; the record
 // and its checksums are valid during the call, its payload can be read with ReadAt once Open has returned. All that was
-// replayed is durable when Open returns. Each volume that was replayed holds its segments until Release or Forget.
+// replayed is durable when Open returns. A replayed volume holds its segments until Release or Forget, unless replay
+// answered Skip for a record that is needed no more: it is on the backend, or its volume was deleted.
 //
 // ErrCorrupt: something durable cannot be read back; the error names file and offset, and nothing was changed.
 func Open(cfg Config, replay func(r *Logged, payloadBlocks int) error) (*Log, error) {
@@ -363,10 +364,14 @@ func (r *recovery) replaySegment(i int) error {
 				logged.CRC = sc.crcs[first : int(first)+blocks]
 			}
 			first += uint32(blocks)
-			l.pinLocked(f.seg, record.Volume, record.Seq)
-			if replayErr := r.replay(&logged, blocks); replayErr != nil {
-				return fmt.Errorf("replay record %d of volume %s: %w", record.Seq, record.Volume, replayErr)
+			err = r.replay(&logged, blocks)
+			if errors.Is(err, Skip) {
+				continue
 			}
+			if err != nil {
+				return fmt.Errorf("replay record %d of volume %s: %w", record.Seq, record.Volume, err)
+			}
+			l.pinLocked(f.seg, record.Volume, record.Seq)
 		}
 	}
 	f.scan = sc
@@ -377,7 +382,7 @@ func (r *recovery) replaySegment(i int) error {
 // harden writes again, in place and with the same bytes, what no sync vouches for: the batches after durable, or all if
 // the log was fenced; and syncs that. All older segments were synced before the next one began.
 func (r *recovery) harden(durable uint64) error {
-	buf := make([]byte, 1<<20)
+	buf := make([]byte, min(windowBytes, r.log.limits.segmentBytes))
 	for i, f := range r.found {
 		if i+1 < len(r.found) && !r.distrust {
 			continue

@@ -86,6 +86,8 @@ var (
 	ErrCorrupt = errors.New("write log is corrupt")
 	// ErrTooLarge: the records do not fit in a batch, ever.
 	ErrTooLarge = errors.New("records exceed a log batch")
+	// Skip is what replay answers for a record that nobody needs: it does not hold its segment.
+	Skip = errors.New("record is not needed")
 )
 
 // Kind says what a record does to its range.

@@ -19,6 +19,8 @@ import (
 
 var volumeA, volumeB = uuid.UUID{1}, uuid.UUID{2}
 
+var testContext = context.Background()
+
 func testConfig(fs vfs.FS) Config {
 	return Config{FS: fs, Dir: "data/log", SegmentBytes: 32 * blockSize, Segments: 5, BootID: "boot-1", NoPrewrite: true}
 }
@@ -29,12 +31,24 @@ func payloadOf(r *Record) []byte {
 		return nil
 	}
 	p := make([]byte, r.Blocks*blockSize)
-	for i := range p {
-		p[i] = byte(r.Seq*31) + byte(i>>12) + byte(i*7)
+	for b := 0; b < len(p); b += blockSize {
+		at := (r.Seq*31 + uint64(b>>12)*7) % blockSize
+		copy(p[b:b+blockSize], noise[at:])
+		copy(p[b:], r.Volume[:])
+		le.PutUint64(p[b+16:], r.Seq)
+		le.PutUint64(p[b+24:], r.LBA+uint64(b>>12))
 	}
-	copy(p, fmt.Sprintf("volume %s seq %d lba %d", r.Volume, r.Seq, r.LBA))
 	return p
 }
+
+var noise = func() []byte {
+	p := make([]byte, 2*blockSize)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for i := range p {
+		p[i] = byte(rng.Uint32())
+	}
+	return p
+}()
 
 // model knows what was appended, in order, and what the log owes.
 type model struct {
