@@ -266,10 +266,10 @@ func (m *memory) Extents(ctx context.Context, off, n int64, max int) ([]blockio.
 
 // nextLocked is the offset of the first written block after block, or end.
 func (m *memory) nextLocked(block, end int64) int64 {
-	if (end-block*fakeBlock)/fakeBlock <= int64(len(m.blocks)) {
-		for block++; block*fakeBlock < end && m.blocks[block] == nil; block++ {
+	for range 64 {
+		if block++; block*fakeBlock >= end || m.blocks[block] != nil {
+			return min(block*fakeBlock, end)
 		}
-		return min(block*fakeBlock, end)
 	}
 	for b := range m.blocks {
 		if b > block {

@@ -129,6 +129,9 @@ func TestNameLengths(t *testing.T) {
 		for _, length := range lengths {
 			for _, n := range present {
 				if used+2 > optionsMax {
+					if c != nil {
+						c.c.Close()
+					}
 					c, used = hello(t, addr), 1
 					c.option(optStructuredReply, nil)
 					c.expect(optStructuredReply, protocol.NEGOTIATION_TYPE_REPLY_ACK)

@@ -293,7 +293,7 @@ func (c *conn) readRequest(q request) error {
 	if err != nil {
 		return err
 	}
-	return c.later(q, func() { c.finishRead(q, held) })
+	return c.readLater(q, held)
 }
 
 // longRead is readRequest for reads with a buffer of their own, paid from the payload budget.
@@ -310,11 +310,19 @@ func (c *conn) longRead(q request) error {
 		c.push(b)
 		return nil
 	case errors.Is(err, blockio.ErrBusy):
-		b.data = b.data[:0]
-		return c.later(q, func() { c.finishRead(q, b) })
+		return c.readLater(q, b)
 	}
 	c.srv.putBuffer(c, b)
 	return c.readFailed(q, err)
+}
+
+// readLater hands a read that has to wait to a worker.
+func (c *conn) readLater(q request, b *buffer) error {
+	err := c.later(q, func() { c.finishRead(q, b) })
+	if err != nil {
+		c.srv.putBuffer(c, b)
+	}
+	return err
 }
 
 // finishRead is the blocking rest of a read, in a worker.
@@ -380,6 +388,7 @@ func (c *conn) writeRequest(q request) (complete bool, err error) {
 	}
 	b, err := c.hold(int(n))
 	if err != nil {
+		c.unslot(tag)
 		return true, err
 	}
 	b.data = append(b.data, p...)
@@ -391,10 +400,12 @@ func (c *conn) writeRequest(q request) (complete bool, err error) {
 func (c *conn) longWrite(q request, tag uint16) error {
 	b, err := c.hold(int(q.length))
 	if err != nil {
+		c.unslot(tag)
 		return err
 	}
 	b.data = b.data[:q.length]
 	if err := c.readPayload(b.data); err != nil {
+		c.unslot(tag)
 		c.srv.putBuffer(c, b)
 		return err
 	}
@@ -637,9 +648,14 @@ func (c *conn) fenced(err error) error {
 
 // notAccepted answers a request that the device refused at once: nothing was applied.
 func (c *conn) notAccepted(q request, tag uint16, err error) error {
+	c.unslot(tag)
+	return c.readFailed(q, err)
+}
+
+// unslot takes back a slot whose request was never submitted.
+func (c *conn) unslot(tag uint16) {
 	c.slotCache = append(c.slotCache, tag)
 	c.flying.Add(-1)
-	return c.readFailed(q, err)
 }
 
 // finished ends a request of a worker as Done and Settle end those of the device.
