@@ -53,6 +53,10 @@
 //	v = Pebble.Get
 //	shard.mu { if the load was marked stale by Clear: again; else make it resident, end the load }
 //
+// A disk that is nearly full is told from one that is broken: while less than 32 MiB are free, what would have to write fails
+// with blockio.ErrNoSpace before it has asked Pebble, which does not survive a full disk, and may be tried again. Any failed
+// write is the end of the store (Err): what Pebble has in memory is then not what is on disk (freeze.go).
+//
 // An operation that needs a slot when nothing can be evicted without writing drops the shard lock, flushes the dirty leaves
 // of one slab, and begins again.
 package blockmap
@@ -68,6 +72,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"varve/volumedriver/blockio"
 	"varve/volumedriver/vfs"
 )
 
@@ -96,6 +101,8 @@ var (
 	ErrNotFound = errors.New("no such key")
 	// ErrClosed: the store is closed.
 	ErrClosed = errors.New("block map is closed")
+
+	errSpace = fmt.Errorf("log disk has less than %d MiB left for the block map: %w", reserveBytes>>20, blockio.ErrNoSpace)
 )
 
 // Ref says where a block lies; 0 is a hole.
@@ -122,6 +129,8 @@ type Config struct {
 	Dir         string
 	BudgetBytes int64 // for leaves, tables and bits; Pebble takes about 30 MiB beside it
 	Log         *slog.Logger
+
+	memTableBytes int // tests make it small, to see flushes and compactions
 }
 
 // Stats are a moment's figures.
@@ -140,6 +149,7 @@ type Store struct {
 	cfg    Config
 	log    *slog.Logger
 	db     *pebble.DB
+	disk   *frozenFS
 	cache  *pebble.Cache
 	budget int64
 
@@ -162,6 +172,8 @@ type Store struct {
 
 	failure atomic.Pointer[error]
 	closed  atomic.Bool
+
+	unchecked atomic.Int64 // bytes written since the free space was looked at
 }
 
 // Open opens the map in cfg.Dir, or makes an empty one.
@@ -179,8 +191,9 @@ func Open(cfg Config) (*Store, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{cfg: cfg, log: cfg.Log, budget: max(cfg.BudgetBytes, MinBudgetBytes), volumes: map[Handle]*volume{}}
+	s.disk = &frozenFS{FS: cfg.FS, fail: s.fail}
 	s.layOut()
-	if err := s.openPebble(vfs.Pebble(cfg.FS, cfg.Dir)); err != nil {
+	if err := s.openPebble(vfs.Pebble(s.disk, cfg.Dir)); err != nil {
 		return nil, fmt.Errorf("open block map in %s: %w", cfg.Dir, err)
 	}
 	return s, nil
@@ -213,6 +226,7 @@ func (s *Store) Err() error {
 }
 
 func (s *Store) fail(err error) error {
+	err = fmt.Errorf("block map in %s failed: %w", s.cfg.Dir, err)
 	if s.failure.CompareAndSwap(nil, &err) {
 		s.log.Error("block map failed; restart needed", "err", err)
 	}

@@ -126,13 +126,15 @@ func randomOp(r *rand.Rand, handles int) op {
 // TestModel runs random operations on a few volumes under the smallest budget, so that leaves come and go all the time, with
 // checkpoints and restarts, against plain slices.
 func TestModel(t *testing.T) {
+	evictions := int64(0)
+	defer func() { t.Logf("%d evictions", evictions) }()
 	rapid.Check(t, func(t *rapid.T) {
 		fs := vfs.NewMem(1)
 		seed := rapid.Uint64().Draw(t, "seed")
 		r := rand.New(rand.NewPCG(seed, 0))
 		budget := rapid.SampledFrom([]int64{0, 0, 5 << 20}).Draw(t, "budget")
 		open := func() *Store {
-			s, err := Open(Config{FS: fs, Dir: "/map", BudgetBytes: budget})
+			s, err := Open(Config{FS: fs, Dir: "/map", BudgetBytes: budget, memTableBytes: 128 << 10})
 			ok(t, err)
 			return s
 		}
@@ -145,7 +147,7 @@ func TestModel(t *testing.T) {
 			m[h] = make([]Ref, modelBlocks)
 		}
 		dense := r.IntN(2) == 0
-		for i := range rapid.IntRange(1, 3000).Draw(t, "ops") {
+		for i := range rapid.IntRange(1, 1200).Draw(t, "ops") {
 			o := randomOp(r, len(m))
 			if dense { // many one-block runs: all leaves become arrays
 				for range 200 {
@@ -157,7 +159,7 @@ func TestModel(t *testing.T) {
 			ok(t, o.do(s))
 			m.do(o)
 			probe(t, s, m, r)
-			if i%500 == 499 {
+			if i%300 == 299 {
 				ok(t, s.Checkpoint(nil, nil))
 				if r.IntN(2) == 0 {
 					ok(t, s.Check())
@@ -168,6 +170,7 @@ func TestModel(t *testing.T) {
 		}
 		m.compare(t, s)
 		ok(t, s.Check())
+		evictions += s.Stats().Evictions
 		if st := s.Stats(); st.Bytes > st.Budget*105/100 {
 			t.Fatalf("%d bytes with a budget of %d", st.Bytes, st.Budget)
 		}
@@ -226,7 +229,7 @@ func crashRun(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	fs := vfs.NewMem(int64(seed))
 	s := openStore(t, fs, 0)
-	m := model{}
+	m, evicted := model{}, int64(0)
 	for range 6 {
 		m[handle(t, s)] = make([]Ref, modelBlocks)
 	}
@@ -240,7 +243,7 @@ func crashRun(t *testing.T, seed uint64) {
 			o := randomOp(r, len(m))
 			since = append(since, o)
 			if i == at { // in the middle of whatever this operation calls
-				n := r.IntN(8)
+				n := 1 + r.IntN(8)
 				fs.OnCall(func(vfs.Call) {
 					if n--; n == 0 {
 						cut = fs.Crash(r.Int64(), float64(round%3)/2)
@@ -249,10 +252,19 @@ func crashRun(t *testing.T, seed uint64) {
 			}
 			ok(t, o.do(s))
 			m.do(o)
+			if i%4 == 0 { // make an array of a leaf
+				for range 150 {
+					o := op{o.h, o.lba/LeafBlocks*LeafBlocks + r.Uint64N(LeafBlocks), 1, MakeRef(1+r.Uint32N(1e6), 9)}
+					since = append(since, o)
+					ok(t, o.do(s))
+					m.do(o)
+				}
+			}
 			if i > at+20 {
 				break
 			}
 		}
+		evicted += s.Stats().Evictions
 		fs.OnCall(nil)
 		if cut == nil {
 			cut = fs.Crash(r.Int64(), float64(round%3)/2)
@@ -274,6 +286,9 @@ func crashRun(t *testing.T, seed uint64) {
 		fs = cut
 		s = openStore(t, fs, 0)
 		m.compare(t, s)
+	}
+	if evicted += s.Stats().Evictions; evicted < 10 {
+		t.Errorf("only %d evictions", evicted)
 	}
 	ok(t, s.Check())
 	closeStore(t, s)

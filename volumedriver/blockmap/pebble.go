@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
@@ -17,16 +15,20 @@ const (
 	formatVersion = "1"
 	cacheBytes    = 8 << 20
 	memTableBytes = 8 << 20
-	// closeWait is how long Close waits for a Pebble that has failed: it may hang on a lock that it died with.
-	closeWait = 2 * time.Second
+	// reserveBytes is room for Pebble to flush and compact what it has accepted.
+	reserveBytes = 32 << 20
 )
 
 func (s *Store) options(fs pebblevfs.FS) *pebble.Options {
+	memTable := uint64(memTableBytes)
+	if s.cfg.memTableBytes > 0 {
+		memTable = uint64(s.cfg.memTableBytes)
+	}
 	o := &pebble.Options{
 		FS:                          fs,
 		Cache:                       s.cache,
 		FormatMajorVersion:          pebble.FormatValueSeparation,
-		MemTableSize:                memTableBytes,
+		MemTableSize:                memTable,
 		MemTableStopWritesThreshold: 3,
 		MaxOpenFiles:                256,
 		L0CompactionThreshold:       4,
@@ -52,6 +54,9 @@ func (s *Store) openPebble(fs pebblevfs.FS) (err error) {
 	}()
 	if s.db, err = pebble.Open("", s.options(fs)); err != nil {
 		return err
+	}
+	if err = s.Err(); err != nil {
+		return errors.Join(err, s.db.Close())
 	}
 	if err = s.readHead(); err != nil {
 		return errors.Join(err, s.db.Close())
@@ -95,22 +100,16 @@ func (s *Store) readHead() error {
 	return nil
 }
 
-// commit applies b and frees it. Pebble does not live on after a failed write: it panics, or calls Fatalf, which records
-// the failure. Either way the store has failed and the batch is not confirmed.
-func (s *Store) commit(b *pebble.Batch, o *pebble.WriteOptions) (err error) {
+// commit applies b and frees it. If the store has failed by the end of it, nothing is confirmed.
+func (s *Store) commit(b *pebble.Batch, o *pebble.WriteOptions) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
-	defer func() {
-		if r := recover(); r != nil {
-			if bug, ok := r.(runtime.Error); ok {
-				panic(bug)
-			}
-			err = s.fail(fmt.Errorf("write to pebble: %v", r))
-		}
-	}()
+	if err := s.checkSpace(int64(b.Len())); err != nil {
+		return err
+	}
 	if err := b.Commit(o); err != nil {
-		return s.fail(fmt.Errorf("write to pebble: %w", err))
+		return s.fail(err)
 	}
 	if err := s.Err(); err != nil {
 		return err
@@ -118,26 +117,26 @@ func (s *Store) commit(b *pebble.Batch, o *pebble.WriteOptions) (err error) {
 	return b.Close()
 }
 
+// checkSpace looks at the free space once for each MiB, and at each attempt while there is too little.
+func (s *Store) checkSpace(n int64) error {
+	if s.unchecked.Add(-n) > 0 {
+		return nil
+	}
+	total, available, err := s.cfg.FS.Space(s.cfg.Dir)
+	if err != nil {
+		return fmt.Errorf("free space of %s: %w", s.cfg.Dir, err)
+	}
+	if total > 0 && available < reserveBytes {
+		s.unchecked.Store(0)
+		return errSpace
+	}
+	s.unchecked.Store(1 << 20)
+	return nil
+}
+
 func (s *Store) closePebble() error {
 	defer s.cache.Unref()
-	if s.failure.Load() == nil {
-		return s.db.Close()
-	}
-	done := make(chan error, 1)
-	go func() {
-		defer func() {
-			if r := recover(); r != nil {
-				done <- fmt.Errorf("close pebble: %v", r)
-			}
-		}()
-		done <- s.db.Close()
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(closeWait):
-		return errors.New("close pebble: it hangs after its failure")
-	}
+	return s.db.Close()
 }
 
 // pebbleLog takes what Pebble has to say.
@@ -153,7 +152,8 @@ func (l pebbleLog) Errorf(format string, args ...any) {
 	l.s.log.Warn("pebble", "text", fmt.Sprintf(format, args...))
 }
 
-// Fatalf returns, though Pebble expects an exit: the store refuses all work from here on.
+// Fatalf returns, though Pebble expects an exit: the store refuses all work from here on, and the disk is left alone.
 func (l pebbleLog) Fatalf(format string, args ...any) {
+	l.s.disk.frozen.Store(true)
 	l.s.fail(fmt.Errorf("pebble: "+format, args...))
 }

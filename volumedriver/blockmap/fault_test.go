@@ -1,0 +1,266 @@
+package blockmap
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"varve/volumedriver/blockio"
+	"varve/volumedriver/vfs"
+)
+
+// faultWork changes the map until something fails; it gives all changes since the last checkpoint that returned nil (the last
+// of them may have failed), and the model at the end. Each change touches enough to flush and compact often.
+func faultWork(s *Store, r *rand.Rand, checkpoints int) (since []op, m model, round int, err error) {
+	m = model{}
+	for range 3 {
+		h, err := s.NewHandle()
+		if err != nil {
+			return nil, model{}, 0, err
+		}
+		m[h] = make([]Ref, modelBlocks)
+	}
+	for round = range checkpoints {
+		for range 60 {
+			o := randomOp(r, len(m))
+			if o.n > 1 && o.n < 100 { // scatter, so that leaves are large
+				o.n = 1
+				for range 100 {
+					o.lba, o.ref = r.Uint64N(modelBlocks), MakeRef(1+r.Uint32N(1e6), 9)
+					since = append(since, o)
+					m.do(o)
+					if err := o.do(s); err != nil {
+						return since, m, round, err
+					}
+				}
+			}
+			since = append(since, o)
+			m.do(o)
+			if err := o.do(s); err != nil {
+				return since, m, round, err
+			}
+		}
+		if err := s.Checkpoint([]KV{{[]byte("round"), []byte(fmt.Sprint(round + 1))}}, nil); err != nil {
+			return since, m, round, err
+		}
+		since = since[:0]
+	}
+	return since, m, checkpoints, nil
+}
+
+// TestFailingCalls fails mutating calls, each one, once or from then on. Nobody may hang, the store
+// must end, and the disk after a power cut plus redo must be right.
+func TestFailingCalls(t *testing.T) {
+	failures, opens, last := 0, 0, int64(0)
+	for n := int64(1); ; n++ {
+		for _, times := range []int64{1, 0} {
+			mem := vfs.NewMem(n)
+			e := vfs.NewErrors(mem)
+			hit := e.Inject(vfs.Fault{Op: vfs.OpMutating, From: n, Times: times, Err: syscall.EIO})
+			s, err := Open(Config{FS: e, Dir: "/map", memTableBytes: 64 << 10})
+			if err != nil {
+				opens++
+				continue
+			}
+			since, m, round, err := faultWork(s, rand.New(rand.NewPCG(uint64(n), 9)), 4)
+			if fired := hit.Fired() > 0; err != nil && !fired || fired && s.Err() == nil {
+				t.Fatalf("call %d failed: %v, error %v, store %v", n, fired, err, s.Err())
+			}
+			cut := mem.Crash(n, float64(n%3)/2)
+			begin := time.Now()
+			_ = s.Close() // it may complain, but must end
+			if took := time.Since(begin); took > 5*time.Second {
+				t.Fatalf("close took %v", took)
+			}
+			if hit.Fired() == 0 {
+				t.Logf("%d calls failed in Open, %d later, of %d", opens, failures, last)
+				if failures < 100 {
+					t.Fatal("too few")
+				}
+				return
+			}
+			failures++
+			last = n
+			checkRedo(t, cut, since, m, round)
+		}
+	}
+}
+
+func checkRedo(t *testing.T, fs vfs.FS, since []op, m model, round int) {
+	t.Helper()
+	s, err := Open(Config{FS: fs, Dir: "/map"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore(t, s)
+	ok(t, s.Check())
+	v, err := s.Get([]byte("round"))
+	if round == 0 {
+		if len(v) != 0 && string(v) != "1" { // the attempt that failed may have been written all the same
+			t.Fatalf("round %q", v)
+		}
+		if err != nil {
+			return // nothing was ever confirmed, the handles need not be there
+		}
+	} else if err != nil || string(v) != fmt.Sprint(round) && string(v) != fmt.Sprint(round+1) {
+		t.Fatalf("round %q %v, want %d", v, err, round)
+	}
+	for _, o := range since {
+		ok(t, o.do(s))
+	}
+	m.compare(t, s)
+}
+
+// TestFullDisk: nearly full is an error that passes.
+func TestFullDisk(t *testing.T) {
+	mem := vfs.NewMem(1)
+	mem.SetCapacity(reserveBytes + 200<<10)
+	s := openStore(t, mem, 0)
+	r := rand.New(rand.NewPCG(1, 1))
+	var since []op
+	m := model{}
+	for range 6 {
+		m[handle(t, s)] = make([]Ref, modelBlocks)
+	}
+	full := 0
+	for i := range 60000 {
+		o := op{h: Handle(1 + r.IntN(6)), lba: r.Uint64N(modelBlocks), n: 1, ref: MakeRef(1+r.Uint32N(1e6), 9)}
+		since = append(since, o)
+		m.do(o)
+		err := o.do(s)
+		if errors.Is(err, blockio.ErrNoSpace) {
+			full++
+			if err := s.Checkpoint(nil, nil); !errors.Is(err, blockio.ErrNoSpace) {
+				t.Fatalf("checkpoint on a full disk: %v", err)
+			}
+			if err := s.Err(); err != nil {
+				t.Fatal(err)
+			}
+			mem.SetCapacity(0)
+			ok(t, o.do(s))
+			ok(t, s.Checkpoint(nil, nil))
+			break
+		}
+		if err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	if full == 0 {
+		t.Fatal("the disk never got full")
+	}
+	m.compare(t, s)
+	ok(t, s.Check())
+	closeStore(t, s)
+}
+
+// TestConcurrent has one writer for each volume, readers everywhere, checkpoints, clears and volumes that come and go, under the
+// smallest budget. Every block always carries a round that was begun and is not older than the last one completed.
+func TestConcurrent(t *testing.T) {
+	s, err := Open(Config{FS: vfs.NewMem(1), Dir: "/map", memTableBytes: 256 << 10})
+	ok(t, err)
+	const volumes, rounds, leaves = 4, 40, 30
+	var begun, done [volumes][leaves]atomic.Uint32
+	var writers, others sync.WaitGroup
+	stop := make(chan struct{})
+	handles := make([]Handle, volumes)
+	for i := range handles {
+		handles[i] = handle(t, s)
+	}
+	for i, h := range handles {
+		writers.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(i), 5))
+			for round := uint32(1); round <= rounds; round++ {
+				for leaf := range uint64(leaves) {
+					begun[i][leaf].Store(round)
+					write(t, s, r, h, leaf, round)
+					done[i][leaf].Store(round)
+				}
+			}
+		})
+	}
+	spawn := func(fn func(r *rand.Rand)) {
+		others.Go(func() {
+			r := rand.New(rand.NewPCG(6, 7))
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					fn(r)
+				}
+			}
+		})
+	}
+	for range 2 {
+		spawn(func(r *rand.Rand) {
+			i, leaf := r.IntN(volumes), r.Uint64N(leaves)
+			off := r.Uint64N(LeafBlocks)
+			refs := make([]Ref, 1+r.Uint64N(LeafBlocks-off))
+			oldest := done[i][leaf].Load()
+			err := s.TryLookup(handles[i], leaf*LeafBlocks+off, refs)
+			if errors.Is(err, blockio.ErrBusy) {
+				err = s.Lookup(handles[i], leaf*LeafBlocks+off, refs)
+			}
+			newest := begun[i][leaf].Load()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for k, ref := range refs {
+				index := off + uint64(k)
+				if ref == 0 && oldest == newest && oldest > 0 || ref != 0 &&
+					(ref.Ordinal() < oldest || ref.Ordinal() > newest || uint64(ref.Index()) != index) {
+					t.Errorf("volume %d leaf %d block %d: %d/%d, want round %d to %d", i, leaf, index, ref.Ordinal(), ref.Index(),
+						oldest, newest)
+					return
+				}
+			}
+		})
+	}
+	spawn(func(*rand.Rand) { check(t, s.Checkpoint(nil, nil)) })
+	spawn(func(r *rand.Rand) {
+		h, err := s.NewHandle()
+		check(t, err)
+		for range 50 {
+			check(t, s.Set(h, r.Uint64N(1<<24), MakeRef(3, 0), 100))
+		}
+		check(t, s.DropVolume(h))
+		_, found, err := s.NextMapped(h, 0, MaxBlocks)
+		check(t, err)
+		if found {
+			t.Error("dropped volume has blocks")
+		}
+	})
+	writers.Wait()
+	close(stop)
+	others.Wait()
+	ok(t, s.Check())
+	closeStore(t, s)
+}
+
+func check(t *testing.T, err error) {
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// write brings a leaf to a round, as a whole, in pieces, or after a clear.
+func write(t *testing.T, s *Store, r *rand.Rand, h Handle, leaf uint64, round uint32) {
+	base := leaf * LeafBlocks
+	switch r.IntN(3) {
+	case 0:
+		check(t, s.Set(h, base, MakeRef(round, 0), LeafBlocks))
+	case 1:
+		check(t, s.Clear(h, base, LeafBlocks))
+		fallthrough
+	case 2:
+		for _, k := range r.Perm(64) {
+			check(t, s.Set(h, base+uint64(k)*8, MakeRef(round, uint32(k)*8), 8))
+		}
+	}
+}
