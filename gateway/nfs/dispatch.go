@@ -190,8 +190,8 @@ func (c *conn) takeWaiting(ctx context.Context, p *procedure, q request) {
 	q.Cred.Machine = nil
 	q.mayWait = true
 	bytes := int64(len(q.Args))
-	if q.Program == nfsProgram && p.name == "READ" {
-		bytes += TransferBytesMax
+	if p.name == "READ" {
+		bytes += int64(q.bytes)
 	}
 	c.wait(ctx, bytes, func() []byte {
 		run := func() ([]byte, outcome) { return c.runProcedure(ctx, p, &q, nil) }

@@ -53,6 +53,8 @@ type Config struct {
 	Observe func(Observation)
 	// Connections and Inflight (per connection) replace their limits if they are above 0.
 	Connections, Inflight int
+	// Drain, if above 0, is how long Run waits at its end for calls in flight, instead of 10 s.
+	Drain time.Duration
 }
 
 // Observation is one answered call.
@@ -103,6 +105,9 @@ func New(cfg Config) *Server {
 	}
 	if cfg.Inflight <= 0 {
 		cfg.Inflight = inflightMax
+	}
+	if cfg.Drain <= 0 {
+		cfg.Drain = drainTimeout
 	}
 	s := &Server{
 		cfg:     cfg,
@@ -162,8 +167,8 @@ func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 	}()
 	select {
 	case <-drained:
-	case <-time.After(drainTimeout):
-		s.log.Warn("nfs calls did not end in time", "timeout", drainTimeout)
+	case <-time.After(s.cfg.Drain):
+		s.log.Warn("nfs calls did not end in time", "timeout", s.cfg.Drain)
 		stopCalls()
 		s.each(func(c *conn) { c.abandon() })
 		<-drained

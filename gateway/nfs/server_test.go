@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,25 +41,7 @@ func serve(t testing.TB, cfg nfs.Config, exports ...nfs.Export) *served {
 		t.Fatal(err)
 	}
 	s.addr = ln.Addr().String()
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.server.Run(ctx, ln) }()
-	stopped := false
-	s.stop = func() {
-		if stopped {
-			return
-		}
-		stopped = true
-		cancel()
-		select {
-		case err := <-ended:
-			if err != nil {
-				t.Errorf("Run: %v", err)
-			}
-		case <-time.After(15 * time.Second):
-			t.Error("Run did not end")
-		}
-	}
+	s.stop = runServer(t, s.server, ln)
 	t.Cleanup(func() {
 		s.stop()
 		if n := s.ns.Opened(); n != 0 {
@@ -66,6 +49,27 @@ func serve(t testing.TB, cfg nfs.Config, exports ...nfs.Export) *served {
 		}
 	})
 	return s
+}
+
+// runServer runs a server until stop is called.
+func runServer(t testing.TB, server *nfs.Server, ln net.Listener) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(ctx, ln) }()
+	var once sync.Once
+	return func() {
+		once.Do(func() {
+			cancel()
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Errorf("Run: %v", err)
+				}
+			case <-time.After(15 * time.Second):
+				t.Error("Run did not end")
+			}
+		})
+	}
 }
 
 // client is a nfstest.Client that fails the test on any error.
