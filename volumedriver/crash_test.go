@@ -122,12 +122,12 @@ func (h *history) run(r *rig, rng *rand.Rand, n int) {
 		var err error
 		if rng.IntN(2) == 0 { // submit, and go on
 			all.Add(1)
-			done := completeFunc(func(err error) {
+			done := &completion{func(err error) {
 				defer all.Done()
 				if err == nil && f != 0 {
 					raise(&h.durable, here)
 				}
-			})
+			}}
 			if op.zero {
 				err = v.TryZero(int64(op.lba)*blockSize, int64(op.n)*blockSize, f, done, 0)
 			} else {
@@ -175,10 +175,10 @@ func raise(a *atomic.Int64, to int64) {
 	}
 }
 
-type completeFunc func(error)
+type completion struct{ end func(error) }
 
-func (f completeFunc) Done(_ uint64, err error) { f(err) }
-func (f completeFunc) Settle()                  {}
+func (c *completion) Done(_ uint64, err error) { c.end(err) }
+func (c *completion) Settle()                  {}
 
 // image reads a recovered volume.
 func image(v *Volume, blocks uint64) ([]uint64, error) {

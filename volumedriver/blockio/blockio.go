@@ -37,6 +37,7 @@ const (
 
 // Completer is told the end of submitted requests. Both methods may be called from any goroutine, also from inside the
 // Try method or Kick of the one that submitted; they must not block on the network and must not call the volume driver.
+// The dynamic type must be comparable, such as a pointer.
 type Completer interface {
 	// Done ends the request that was submitted with tag. err is nil when the request is as durable as it asked to be.
 	Done(tag uint64, err error)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 	"sync"
 
 	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
@@ -35,7 +36,29 @@ func (p pebbleFS) open(name string, flag int, opts []pebblevfs.OpenOption) (pebb
 }
 
 // Create must give a new file, never a truncated old one that may have another name.
+//
+// A marker (package atomicfs) says which manifest counts. Pebble makes the manifest, makes the marker, removes the old marker,
+// and only then syncs the directory. That relies on a file system that makes changes of names durable in order. Ours may be
+// one that doesn't, so the manifest's name is made durable before the marker's, and the marker's before the old one goes.
 func (p pebbleFS) Create(name string, _ pebblevfs.DiskWriteCategory) (pebblevfs.File, error) {
+	if !strings.HasPrefix(path.Base(name), "marker.") {
+		return p.create(name)
+	}
+	dir := path.Dir(p.at(name))
+	if err := p.fs.SyncDir(dir); err != nil {
+		return nil, err
+	}
+	f, err := p.create(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.fs.SyncDir(dir); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func (p pebbleFS) create(name string) (pebblevfs.File, error) {
 	for {
 		f, err := p.open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, nil)
 		if !errors.Is(err, fs.ErrExist) {
