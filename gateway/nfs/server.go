@@ -37,7 +37,7 @@ const (
 	stuckWriteTimeout = 60 * time.Second
 	recordTimeout     = 30 * time.Second
 	strangerTimeout   = 30 * time.Second
-	largeBufferIdle   = 5 * time.Second
+	largeBufferIdle   = 2 * time.Second
 	drainTimeout      = 10 * time.Second
 	// strangerRecordBytesMax is the longest record taken from a client that may use no export.
 	strangerRecordBytesMax = 16 << 10
