@@ -158,7 +158,7 @@ func recoverCut(cut *vfs.Mem, cfg Config, s *model, least int, again bool, point
 		if err != nil {
 			return errors.Join(err, l.Close())
 		}
-		if !ok { // full since the crash: as the core would do after a checkpoint
+		if !ok { // full since the crash, or a slot is being made: as the core would do after a checkpoint
 			now.release(l, now.snapshot().written)
 			if err := l.WaitSpace(testContext); err != nil {
 				return errors.Join(err, l.Close())

@@ -119,6 +119,63 @@ func TestLoc(t *testing.T) {
 	}
 }
 
+// TestScannerTakesOnlyTheNextBatch: an intact batch that is not the next one of this generation ends the scan.
+func TestScannerTakesOnlyTheNextBatch(t *testing.T) {
+	mem := vfs.NewMem(1)
+	f, err := mem.OpenFile("seg", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(8 * blockSize); err != nil {
+		t.Fatal(err)
+	}
+	seg := segmentHeader{log: uuid.UUID{1}, gen: 5, low: 2, prevLast: 10, salt: 3, segmentBytes: 8 * blockSize}
+	seg.encode(make([]byte, blockSize))
+	write := func(off int64, change func(h *batchHeader, payload []byte)) batchHeader {
+		b := newBatch(limits{records: 1, payloadBlocks: 1, headBytes: blockSize})
+		r := Record{Volume: volumeA, Seq: 1, Kind: Data, Blocks: 1}
+		b.add(&r, payloadOf(&r), nil)
+		h := batchHeader{log: seg.log, gen: 5, number: 11, low: 2, chain: seg.crc, salt: 3, records: 1, payloadBlocks: 1}
+		change(&h, b.payload)
+		if _, err := f.WriteAt(append(b.encode(&h), b.payload...), off); err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	scan := func() *scanner { return newScanner(&segment{path: "seg", file: f}, &seg) }
+	good := write(blockSize, func(*batchHeader, []byte) {})
+	if h, err := scan().next(); err != nil || h != good {
+		t.Fatal(h, err)
+	}
+	for name, change := range map[string]func(h *batchHeader, payload []byte){
+		"another log":        func(h *batchHeader, _ []byte) { h.log[0]++ },
+		"another generation": func(h *batchHeader, _ []byte) { h.gen-- },
+		"another salt":       func(h *batchHeader, _ []byte) { h.salt++ },
+		"an older batch":     func(h *batchHeader, _ []byte) { h.number-- },
+		"a later batch":      func(h *batchHeader, _ []byte) { h.number++ },
+		"another chain":      func(h *batchHeader, _ []byte) { h.chain++ },
+		"a seal of later":    func(h *batchHeader, _ []byte) { h.flags = flagSeal },
+		"wrong payload":      func(_ *batchHeader, p []byte) { p[4095] ^= 1 },
+	} {
+		write(blockSize, change)
+		sc := scan()
+		if _, err := sc.next(); !errors.Is(err, errBreak) || sc.off != blockSize || sc.number != 10 {
+			t.Errorf("%s: %v, off %d, number %d", name, err, sc.off, sc.number)
+		}
+	}
+	// A break, and good batches behind it: they stay unread, but are seen.
+	write(blockSize, func(_ *batchHeader, p []byte) { p[0] ^= 1 })
+	write(3*blockSize, func(h *batchHeader, _ []byte) { h.number, h.durable, h.chain = 12, 9, good.crc })
+	sc := scan()
+	if _, err := sc.next(); !errors.Is(err, errBreak) || sc.off != blockSize {
+		t.Fatal(err, sc.off)
+	}
+	if number, durable, err := sc.beyond(); number != 11 && number != 12 || durable != 9 || err != nil {
+		t.Fatal(number, durable, err)
+	}
+}
+
 // oldLog makes a log with sealed segments and a tail, and gives its model.
 func oldLog(t *testing.T, clean bool) (*vfs.Mem, Config, *model) {
 	t.Helper()
@@ -464,7 +521,7 @@ func FuzzRecoverSegment(f *testing.F) {
 		c := cfg
 		c.FS = cut
 		var seen []Logged
-		l, err := Open(c, func(g *Logged, _ int) error {
+		l, err := openIdle(c, func(g *Logged, _ int) error {
 			x := *g
 			x.CRC = bytes32(g.CRC)
 			seen = append(seen, x)
@@ -473,7 +530,7 @@ func FuzzRecoverSegment(f *testing.F) {
 		if err != nil {
 			return // refused
 		}
-		if err := l.Close(); err != nil {
+		if err := l.closeFiles(); err != nil {
 			t.Fatal(err)
 		}
 		// Whoever fuzzes cannot make the checksums of other records.

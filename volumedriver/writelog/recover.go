@@ -22,6 +22,20 @@ import (
 //
 // ErrCorrupt: something durable cannot be read back; the error names file and offset, and nothing was changed.
 func Open(cfg Config, replay func(r *Logged, payloadBlocks int) error) (*Log, error) {
+	l, err := openIdle(cfg, replay)
+	if err != nil {
+		return nil, err
+	}
+	l.wg.Add(3)
+	go l.runCommitter()
+	go l.runSyncer()
+	go l.runPreparer()
+	l.wakePreparer()
+	return l, nil
+}
+
+// openIdle is Open without the goroutines.
+func openIdle(cfg Config, replay func(r *Logged, payloadBlocks int) error) (*Log, error) {
 	if err := cfg.fill(); err != nil {
 		return nil, err
 	}
@@ -49,11 +63,6 @@ func Open(cfg Config, replay func(r *Logged, payloadBlocks int) error) (*Log, er
 	l.open, l.spare = newBatch(l.limits), newBatch(l.limits)
 	l.open.number = l.written.Load() + 1
 	l.opened.Store(l.open.number)
-	l.wg.Add(3)
-	go l.runCommitter()
-	go l.runSyncer()
-	go l.runPreparer()
-	l.wakePreparer()
 	return l, nil
 }
 

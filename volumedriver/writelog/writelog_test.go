@@ -312,9 +312,15 @@ func TestAppendReadReopen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 20 {
-		if ok, err := m.append(l, rng, 2); err != nil || !ok {
-			t.Fatal(ok, err)
+	for m.written < 20 {
+		ok, err := m.append(l, rng, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok { // the next slot is still being made
+			if err := l.WaitSpace(testContext); err != nil {
+				t.Fatal(err)
+			}
 		}
 		l.Kick()
 	}
