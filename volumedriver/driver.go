@@ -147,15 +147,7 @@ func Open(cfg Config) (*Driver, error) {
 		return nil, errors.Join(fmt.Errorf("open write log: %w", err), maps.Close())
 	}
 	d.wal = wal
-	// What was replayed is durable, and what the checkpoints cover is needed no more.
-	for id, r := range d.roots {
-		wal.Release(id, r.Backed)
-	}
-	for id := range d.doomed {
-		wal.Forget(id)
-	}
 	for _, v := range d.volumes {
-		wal.Release(v.id, v.root.Backed)
 		d.destager.add(v)
 	}
 	return d, nil
@@ -190,14 +182,14 @@ func (d *Driver) replay(l *writelog.Logged, _ int) error {
 	if v == nil {
 		r, ok := d.roots[l.Volume]
 		if !ok || l.Seq <= r.Backed {
-			return nil // deleted, or on the backend
+			return writelog.Skip // deleted, or on the backend
 		}
 		v = newVolume(d, r)
 		d.volumes[l.Volume] = v
 		delete(d.roots, l.Volume)
 	}
-	if l.Seq <= v.seq {
-		return nil
+	if l.Seq <= v.root.Backed {
+		return writelog.Skip
 	}
 	if l.Seq != v.seq+1 {
 		return fmt.Errorf("volume %s: log goes on at record %d after %d: %w", v.id, l.Seq, v.seq, blockio.ErrCorrupt)
