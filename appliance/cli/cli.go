@@ -25,10 +25,10 @@ import (
 
 // Std is the process as the commands see it.
 type Std struct {
-	In             io.Reader
-	Out, Err       io.Writer
-	OutTTY, ErrTTY bool
-	Getenv         func(string) string
+	In       io.Reader
+	Out, Err io.Writer
+	ErrTTY   bool // Err is a terminal
+	Getenv   func(string) string
 	// Version is the binary's.
 	Version string
 }
@@ -137,6 +137,7 @@ func strict(c *cobra.Command) {
 				}
 				return usageOf(c, why)
 			}
+			c.SetOut(c.ErrOrStderr())
 			if err := c.Help(); err != nil {
 				return err
 			}

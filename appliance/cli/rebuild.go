@@ -31,6 +31,7 @@ Exit code 1 if a volume could not be rebuilt; the others are.`,
 				return err
 			}
 			cfg.Log = e.logger(slog.LevelWarn)
+			cfg.ControlLog = e.logger(slog.LevelError) // raft warns of the election that every start has
 			volumes, err := server.Rebuild(cmd.Context(), cfg, opt)
 			if err != nil && len(volumes) == 0 {
 				return e.startFailure("rebuild", err)
@@ -42,7 +43,7 @@ Exit code 1 if a volume could not be rebuilt; the others are.`,
 				return e.startFailure("rebuild", err)
 			}
 			for _, v := range volumes {
-				if v.Error != "" {
+				if v.State == server.StateFailed {
 					return &silent{ExitFailed}
 				}
 			}
@@ -72,11 +73,16 @@ func printRebuilt(w io.Writer, volumes []server.RebuiltVolume) error {
 				lost += fmt.Sprintf(" in %s", v.NotedAt.Sub(*v.Written).Round(time.Second))
 			}
 		}
-		if v.Error != "" {
+		switch v.State {
+		case server.StateFailed:
 			lost = v.Error
+		case server.StateKept:
+			lost = "nothing: its log and map are here"
+		case server.StateEmpty:
+			lost = "everything: nothing of it had reached the backend"
 		}
-		rows = append(rows, []string{v.VPool + v.Path, bytesize.Format(v.Size), bytesize.Format(v.Used), fmt.Sprint(v.Seq), written,
+		rows = append(rows, []string{v.VPool + v.Path, v.State, bytesize.Format(v.Size), bytesize.Format(v.Used), fmt.Sprint(v.Seq), written,
 			fmt.Sprint(v.Objects), lost})
 	}
-	return printTable(w, []string{"Volume", "Size", "Used", "Prefix up to", "Written", "Objects", "Lost after it"}, rows)
+	return printTable(w, []string{"Volume", "State", "Size", "Used", "Prefix up to", "Written", "Objects", "Lost after it"}, rows)
 }

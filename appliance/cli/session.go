@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -90,6 +91,12 @@ func (e *env) failure(what, object string, err error) error {
 	f := &Failure{Exit: ExitFailed, What: what, Object: object, Why: reason(err), Err: err}
 	if p, ok := errors.AsType[*v1.Problem](err); ok {
 		f.Exit, f.Why, f.Remedy, f.RequestID = exitOf(p.Status), p.Error(), p.Remedy, p.RequestID
+		if why, ok := strings.CutPrefix(f.Why, p.Object+": "); ok && p.Object != "" {
+			f.Why = why
+			if !strings.HasSuffix(p.Object, object) || object == "" { // it is about something else than what was named
+				f.Why = p.Object + " " + why
+			}
+		}
 		return f
 	}
 	if h, ok := errors.AsType[interface {
@@ -115,6 +122,9 @@ func (e *env) failure(what, object string, err error) error {
 		f.Why = where
 		if e.at != "" {
 			f.Why += ": " + reason(err)
+		}
+		if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+			f.Remedy = "give --ca FILE with the appliance's DATA/tls/ca.crt"
 		}
 	case errors.Is(err, nbdclient.ErrUnknownExport):
 		f.Exit = ExitNotFound
@@ -159,8 +169,8 @@ func reason(err error) string {
 	if p, ok := errors.AsType[*fs.PathError](err); ok && err == error(p) {
 		return p.Path + ": " + p.Err.Error()
 	}
-	if o, ok := errors.AsType[*net.OpError](err); ok && errors.Is(err, client.ErrUnreachable) {
-		return o.Err.Error()
+	if u, ok := errors.AsType[*url.Error](err); ok && errors.Is(err, client.ErrUnreachable) {
+		return u.Err.Error()
 	}
 	return err.Error()
 }

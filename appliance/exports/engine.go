@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -131,7 +132,16 @@ func (e *Engine) Info(id uuid.UUID) (vdisk.Info, bool) {
 		return vdisk.Info{}, false
 	}
 	_, open := e.volumes.opened(id)
-	return vdisk.Info{Size: i.Size, Used: i.Used, Pending: i.PendingBytes, Modified: i.ModTime, Open: open}, true
+	modified := i.ModTime
+	if i.Accepted == 0 { // nothing was written: the engine's time is that of the first opening
+		view := e.store.View()
+		if vol, err := view.Volume(id); err == nil {
+			if n, err := view.Inode(vol.FSID, vol.Ino); err == nil {
+				modified = time.Unix(0, int64(n.Mtime))
+			}
+		}
+	}
+	return vdisk.Info{Size: i.Size, Used: i.Used, Pending: i.PendingBytes, Modified: modified, Open: open}, true
 }
 
 // Resize implements vdisk.Engine.

@@ -127,7 +127,10 @@ func (n *NFS) attr(i state.Inode) nfs.Attr {
 		a.Size, a.Used = int64(len(i.Target)), int64(len(i.Target))
 	case state.File:
 		if info, ok := n.volumes.Info(i.Volume); ok {
-			a.Size, a.Used, a.Mtime = info.Size, info.Used, info.ModTime
+			a.Size, a.Used = info.Size, info.Used
+			if info.Accepted > 0 { // until then the engine's mtime is that of the first opening
+				a.Mtime = info.ModTime
+			}
 			if a.Mtime.After(a.Ctime) {
 				a.Ctime = a.Mtime
 			}
@@ -229,10 +232,10 @@ func (n *NFS) SetAttr(ctx context.Context, fsid, inode uint64, set nfs.SetAttr) 
 	return n.attr(i), nil
 }
 
-// setBytes changes what the engine keeps of a file. An mtime alone stays in state while the engine does not know the file.
+// setBytes changes what the engine keeps of a file. An mtime alone stays in state while nothing was written to the file.
 func (n *NFS) setBytes(ctx context.Context, i state.Inode, size *int64, mtime *time.Time) error {
-	_, known := n.volumes.Info(i.Volume)
-	if size == nil && (mtime == nil || !known) {
+	info, _ := n.volumes.Info(i.Volume)
+	if size == nil && (mtime == nil || info.Accepted == 0) {
 		return nil
 	}
 	if size != nil && (*size < 0 || *size > state.VolumeBytesMax) {

@@ -18,7 +18,8 @@
 //
 // # Attributes
 //
-// Size, mtime and used of a file come from the engine once it knows the volume, everything else from state. ctime is the
+// Size and used of a file come from the engine once it knows the volume, mtime once something was written, everything else
+// from state. ctime is the
 // later of the two, so every write changes it. NFS sees one result whichever call carries it.
 package exports
 

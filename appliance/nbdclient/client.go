@@ -147,8 +147,7 @@ func List(ctx context.Context, t Target) ([]string, error) {
 func negotiate(ctx context.Context, t Target, f func(*handshake) error) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, t.Network, t.Address)
+	conn, err := t.dial(ctx)
 	if err != nil {
 		return err
 	}

@@ -1,11 +1,14 @@
 package nbdclient
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 )
 
@@ -69,10 +72,29 @@ func ParseURI(s string) (Target, error) {
 	return t, nil
 }
 
+// socketPathMax is the longest path that fits in a unix socket's address.
+const socketPathMax = 107
+
+func (t Target) dial(ctx context.Context) (net.Conn, error) {
+	var d net.Dialer
+	if t.Network != "unix" || len(t.Address) <= socketPathMax {
+		return d.DialContext(ctx, t.Network, t.Address)
+	}
+	dir, err := os.Open(filepath.Dir(t.Address)) // through its descriptor any path fits
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return d.DialContext(ctx, t.Network, fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(t.Address)))
+}
+
 // URI gives the target as a URI for other programs. It is only for targets without TLS.
 func (t Target) URI() (string, error) {
 	if t.TLS != nil {
 		return "", errors.New("a TLS target has no URI that carries its certificates")
+	}
+	if t.Network == "unix" && len(t.Address) > socketPathMax {
+		return "", fmt.Errorf("the path of its socket has %d characters, other programs take %d", len(t.Address), socketPathMax)
 	}
 	if t.Network == "unix" {
 		q := url.Values{"socket": {t.Address}}

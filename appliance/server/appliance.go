@@ -131,7 +131,7 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	b.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var err error
 	log := b.cfg.Log
-	b.raft, err = raft.Open(raft.Config{Dir: filepath.Join(b.cfg.Data, controlName), Log: log.With("component", "control")})
+	b.raft, err = raft.Open(raft.Config{Dir: filepath.Join(b.cfg.Data, controlName), Log: b.cfg.ControlLog.With("component", "control")})
 	if err != nil {
 		return err
 	}

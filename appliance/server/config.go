@@ -29,6 +29,8 @@ type Config struct {
 
 	Version string
 	Log     *slog.Logger
+	// ControlLog is for raft; nil is Log.
+	ControlLog *slog.Logger
 }
 
 // Sizes that a Config may name.
@@ -126,6 +128,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.ControlLog == nil {
+		c.ControlLog = c.Log
 	}
 	return c, nil
 }

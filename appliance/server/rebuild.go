@@ -28,8 +28,11 @@ type RebuiltVolume struct {
 	VPool string    `json:"vpool"`
 	Path  string    `json:"path"`
 	ID    uuid.UUID `json:"id"`
-	Size  int64     `json:"size"`
-	Used  int64     `json:"used"`
+	// State is "rebuilt"; "kept" for one that this node still has; "empty" for one of which nothing had reached the backend;
+	// "failed", and then Error says why.
+	State string `json:"state"`
+	Size  int64  `json:"size"`
+	Used  int64  `json:"used"`
 	// Seq is the last write that the volume holds, Written when that was logged; zero and null where nothing of it had
 	// reached the backend.
 	Seq     uint64     `json:"seq"`
@@ -39,9 +42,16 @@ type RebuiltVolume struct {
 	// LostRecords is how many writes after Seq the node had logged when it last noted that, at NotedAt; null: not known.
 	LostRecords *uint64    `json:"lost_records"`
 	NotedAt     *time.Time `json:"noted_at,omitempty"`
-	// Error is why the volume could not be rebuilt.
-	Error string `json:"error,omitempty"`
+	Error       string     `json:"error,omitempty"`
 }
+
+// States of a RebuiltVolume.
+const (
+	StateRebuilt = "rebuilt"
+	StateKept    = "kept"
+	StateEmpty   = "empty"
+	StateFailed  = "failed"
+)
 
 // lostFound is where volumes go whose name is taken or unknown.
 const lostFound = "lost+found"
@@ -157,6 +167,12 @@ func (b *base) poolsToRebuild(ctx context.Context, opt RebuildOptions) ([]state.
 }
 
 func (b *base) rebuildPool(ctx context.Context, pool state.VPool) ([]RebuiltVolume, error) {
+	kept := make(map[uuid.UUID]bool)
+	for _, vol := range b.raft.State().View().VolumesOf(pool.FSID) {
+		if _, ok := b.driver.Stat(vol.ID); ok {
+			kept[vol.ID] = true
+		}
+	}
 	found, err := b.driver.Rebuild(ctx, pool.ID)
 	if err != nil {
 		return nil, err
@@ -165,11 +181,14 @@ func (b *base) rebuildPool(ctx context.Context, pool state.VPool) ([]RebuiltVolu
 	seen := make(map[uuid.UUID]bool)
 	for _, r := range found {
 		seen[r.ID] = true
+		if kept[r.ID] {
+			continue
+		}
 		name := clean(r.Path)
 		if r.Err == nil {
 			name, r.Err = b.name(ctx, pool, r)
 		}
-		v := RebuiltVolume{VPool: pool.Name, Path: name, ID: r.ID, Size: r.Size, Used: r.Used, Seq: r.LastLog, Objects: r.Objects, Ignored: r.Ignored}
+		v := RebuiltVolume{VPool: pool.Name, Path: name, ID: r.ID, State: StateRebuilt, Size: r.Size, Used: r.Used, Seq: r.LastLog, Objects: r.Objects, Ignored: r.Ignored}
 		if r.LastLog > 0 {
 			at := r.ModTime.UTC()
 			v.Written = &at
@@ -179,21 +198,24 @@ func (b *base) rebuildPool(ctx context.Context, pool state.VPool) ([]RebuiltVolu
 			v.LostRecords, v.NotedAt = &r.Lost, &at
 		}
 		if r.Err != nil {
-			v.Error = r.Err.Error()
+			v.State, v.Error = StateFailed, r.Err.Error()
 		}
 		out = append(out, v)
 	}
 	view := b.raft.State().View()
 	for _, vol := range view.VolumesOf(pool.FSID) {
-		if _, known := b.driver.Stat(vol.ID); seen[vol.ID] || known || vol.State != state.VolumeActive {
+		if !kept[vol.ID] && (seen[vol.ID] || vol.State != state.VolumeActive) {
 			continue
 		}
 		file, err := view.Path(pool.FSID, vol.Ino)
 		if err != nil {
 			return out, err
 		}
-		out = append(out, RebuiltVolume{VPool: pool.Name, Path: file, ID: vol.ID, Size: vol.Size,
-			Error: "nothing of it is on the backend: it was in the lost log alone and is empty now"})
+		v := RebuiltVolume{VPool: pool.Name, Path: file, ID: vol.ID, State: StateEmpty, Size: vol.Size}
+		if info, ok := b.driver.Stat(vol.ID); ok {
+			v.State, v.Size, v.Used, v.Seq = StateKept, info.Size, info.Used, info.Accepted
+		}
+		out = append(out, v)
 	}
 	return out, nil
 }

@@ -209,7 +209,7 @@ func convertOut(ctx context.Context, t nbdclient.Target, dest string, f Format, 
 func qemuURI(t nbdclient.Target) (string, error) {
 	uri, err := t.URI()
 	if err != nil {
-		return "", &Error{fmt.Errorf("qemu-img cannot reach the server: %w", err), "run the command on the appliance itself, or use raw"}
+		return "", &Error{fmt.Errorf("qemu-img cannot reach the server: %w", err), "run the command on the appliance itself, with a data directory of a short path, or use raw"}
 	}
 	return uri, nil
 }
