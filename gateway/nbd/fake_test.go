@@ -335,6 +335,12 @@ func (e *exports) openNow() int {
 	return e.open
 }
 
+func (e *exports) openedEver() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.peers)
+}
+
 // listen starts a server on a loopback TCP port (or a unix socket) and ends it with the test.
 func listen(t testing.TB, network string, cfg Config) (s *Server, addr net.Addr, stop func() error) {
 	t.Helper()

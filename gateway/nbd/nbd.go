@@ -34,7 +34,7 @@
 //
 //	handshake     < 64 KiB each, 256 of them
 //	idle          the connection itself: its input buffer goes back to the pool while nothing is there to read
-//	busy          input 256 KiB, replies of a burst 256 KiB, unsent replies 256 KiB
+//	busy          input 256 KiB, replies not yet taken by the client up to three buffers of 256 KiB
 //	payloads      of long requests and of those that wait: PayloadBytes for the node; at most outstandingMax of one
 //	              connection (or one request); whoever holds some and stands still while others wait is cut off
 //

@@ -171,7 +171,7 @@ func (c *conn) burst() (more bool, err error) {
 		if c.dead.Load() {
 			return false, c.stopReason()
 		}
-		if c.queued.Load() > queuedMax {
+		if c.unsent() > queuedMax {
 			if err := c.wait(func() bool { return c.queued.Load() <= queuedMax/2 }); err != nil {
 				return false, err
 			}
@@ -200,6 +200,15 @@ func (c *conn) burst() (more bool, err error) {
 			}
 		}
 	}
+}
+
+// unsent is how many reply bytes are queued, those of this burst included.
+func (c *conn) unsent() int64 {
+	n := c.queued.Load()
+	if c.replies != nil {
+		n += int64(len(c.replies.data))
+	}
+	return n
 }
 
 // count notes a request that is about to be served.

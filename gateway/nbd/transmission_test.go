@@ -653,16 +653,16 @@ func Test128ConnectionsSlowReaderNoHeadOfLine(t *testing.T) {
 		close(m.commits)
 		committer.Wait()
 	}()
+	var many []byte
+	for i := range uint64(2000) {
+		many = append(many, rawRequest(cmdRead, 0, i, 0, 64<<10, nil)...)
+		many = append(many, rawRequest(cmdWrite, 0, i, 1<<29, 512, make([]byte, 512))...)
+	}
 	before := inUse()
 	for range 127 {
 		c := attach(t, addr, "d", true)
 		c.c.(*net.TCPConn).SetReadBuffer(4096)
 		asking.Go(func() {
-			var many []byte
-			for i := range uint64(2000) {
-				many = append(many, rawRequest(cmdRead, 0, i, 0, 64<<10, nil)...)
-				many = append(many, rawRequest(cmdWrite, 0, i, 1<<29, 512, make([]byte, 512))...)
-			}
 			c.c.SetWriteDeadline(time.Now().Add(2 * time.Second))
 			c.c.Write(many) // stops when the server stops reading
 		})
