@@ -23,6 +23,7 @@ const (
 
 const (
 	identityFile  = "node.json"
+	lockFile      = "lock"
 	watermarkFile = "watermark"
 	metaFile      = "wal-meta.db" // of raft-wal
 )

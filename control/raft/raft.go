@@ -10,6 +10,7 @@
 //
 // # Files
 //
+//	DIR/lock                 held by the process that works here
 //	DIR/node.json            {format, cluster, node, phase}: who this is
 //	DIR/raft/wal-meta.db …   log segments and votes (raft-wal)
 //	DIR/raft/snapshots/      state.Snapshot bytes
@@ -36,6 +37,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -43,8 +45,11 @@ import (
 	"github.com/google/uuid"
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	walfs "github.com/hashicorp/raft-wal/fs"
+	"github.com/hashicorp/raft-wal/metadb"
 	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
+	"golang.org/x/sys/unix"
 
 	"varve/control/durable"
 	"varve/control/state"
@@ -94,6 +99,8 @@ type Node struct {
 	dir     string
 	id      identity
 	store   *state.Store
+	lock    *os.File
+	meta    metadb.BoltMetaDB // of log, which does not close it
 	log     *wal.WAL
 	raft    *raft.Raft
 	failure *failure
@@ -126,6 +133,9 @@ func Open(cfg Config) (*Node, error) {
 
 func (n *Node) open() error {
 	if err := durable.MakeDir(n.cfg.Dir); err != nil {
+		return err
+	}
+	if err := n.lockDir(); err != nil {
 		return err
 	}
 	id, err := loadIdentity(n.cfg.Dir)
@@ -170,16 +180,27 @@ func (n *Node) open() error {
 	return n.join()
 }
 
+// lockDir makes sure that one process works in the directory. The kernel drops the lock when the process ends.
+func (n *Node) lockDir() error {
+	f, err := os.OpenFile(filepath.Join(n.cfg.Dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("lock control directory: %w", err)
+	}
+	n.lock = f
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("%w: another process works in %s: %w", ErrUnavailable, n.cfg.Dir, err)
+	}
+	return nil
+}
+
 func (n *Node) openLog() (*wal.WAL, error) {
 	logger := newLogger(n.cfg.Log)
-	var log *wal.WAL
-	var err error
-	if n.cfg.vfs != nil {
-		log, err = wal.Open(n.dir, wal.WithLogger(logger), wal.WithSegmentSize(segmentBytes),
-			wal.WithSegmentFiler(segment.NewFiler(n.dir, n.cfg.vfs)))
-	} else {
-		log, err = wal.Open(n.dir, wal.WithLogger(logger), wal.WithSegmentSize(segmentBytes))
+	vfs := n.cfg.vfs
+	if vfs == nil {
+		vfs = walfs.New()
 	}
+	log, err := wal.Open(n.dir, wal.WithLogger(logger), wal.WithSegmentSize(segmentBytes), wal.WithMetaStore(&n.meta),
+		wal.WithSegmentFiler(segment.NewFiler(n.dir, vfs)))
 	if err != nil {
 		return nil, fmt.Errorf("open raft log: %w", err)
 	}
@@ -208,7 +229,9 @@ func (n *Node) raftConfig() *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(n.id.Node.String())
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = electionTimeout, electionTimeout, electionTimeout
-	c.BatchApplyCh, c.MaxAppendEntries = true, batchEntriesMax
+	// Callers that wait to hand over a command are collected into one append. A buffered channel would let a command in
+	// that nobody answers when raft stops.
+	c.BatchApplyCh, c.MaxAppendEntries = false, batchEntriesMax
 	c.SnapshotThreshold, c.TrailingLogs = n.cfg.SnapshotEntries, min(trailingEntries, n.cfg.SnapshotEntries)
 	c.SnapshotInterval = 30 * time.Second
 	c.NoSnapshotRestoreOnStart = true // newestIntact has done it
@@ -427,6 +450,12 @@ func (n *Node) shutdown() error {
 		if err := n.log.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("close raft log: %w", err))
 		}
+	}
+	if err := n.meta.Close(); err != nil {
+		errs = append(errs, fmt.Errorf("close raft log metadata: %w", err))
+	}
+	if n.lock != nil {
+		errs = append(errs, n.lock.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -66,16 +66,31 @@ func (s failStop) must(what string, err error) error {
 	return err
 }
 
+// tell is for calls whose error raft hands to a caller that waits for it: the goroutine goes on to do so.
+func (s failStop) tell(what string, err error) error {
+	if err != nil {
+		s.failure.set(fmt.Errorf("raft log: %s: %w", what, err))
+	}
+	return err
+}
+
+// alive ends the goroutine that wants to write after a failure.
+func (s failStop) alive() {
+	if s.failure.Err() != nil {
+		runtime.Goexit()
+	}
+}
+
 func (s failStop) IsMonotonic() bool { return true }
 
 func (s failStop) FirstIndex() (uint64, error) {
 	i, err := s.logs.FirstIndex()
-	return i, s.must("first index", err)
+	return i, s.tell("first index", err)
 }
 
 func (s failStop) LastIndex() (uint64, error) {
 	i, err := s.logs.LastIndex()
-	return i, s.must("last index", err)
+	return i, s.tell("last index", err)
 }
 
 func (s failStop) GetLog(index uint64, log *raft.Log) error {
@@ -85,23 +100,19 @@ func (s failStop) GetLog(index uint64, log *raft.Log) error {
 func (s failStop) StoreLog(log *raft.Log) error { return s.StoreLogs([]*raft.Log{log}) }
 
 func (s failStop) StoreLogs(logs []*raft.Log) error {
-	if s.failure.Err() != nil {
-		runtime.Goexit()
-	}
+	s.alive()
 	return s.must("append", s.logs.StoreLogs(logs))
 }
 
 func (s failStop) DeleteRange(first, last uint64) error {
-	if s.failure.Err() != nil {
-		runtime.Goexit()
+	if err := s.failure.Err(); err != nil {
+		return err
 	}
-	return s.must("truncate", s.logs.DeleteRange(first, last))
+	return s.tell("truncate", s.logs.DeleteRange(first, last))
 }
 
 func (s failStop) Set(key, val []byte) error {
-	if s.failure.Err() != nil {
-		runtime.Goexit()
-	}
+	s.alive()
 	return s.must("store "+string(key), s.logs.Set(key, val))
 }
 
@@ -111,9 +122,7 @@ func (s failStop) Get(key []byte) ([]byte, error) {
 }
 
 func (s failStop) SetUint64(key []byte, val uint64) error {
-	if s.failure.Err() != nil {
-		runtime.Goexit()
-	}
+	s.alive()
 	return s.must("store "+string(key), s.logs.SetUint64(key, val))
 }
 
