@@ -252,7 +252,10 @@ func (h *history) recoverAndCheck(c crashPoint, s shape, rng *rand.Rand, again b
 // recovery, and checks that the volume is a prefix of its writes that holds every durable one, and that no block is torn.
 // Some recovered volumes are written on and cut again, so that what was lost once would be seen if it came back.
 func TestCrashPoints(t *testing.T) {
-	points := 1500
+	points := 10000
+	if testing.Short() {
+		points = 200
+	}
 	if v := os.Getenv("VARVE_CRASH_POINTS"); v != "" {
 		points, _ = strconv.Atoi(v)
 	}
@@ -272,7 +275,10 @@ func TestCrashPoints(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	t.Logf("%d crash points (%d with a second crash during recovery, %d written on and crashed again) in %s, 0 violations",
+	if t.Failed() {
+		return
+	}
+	fmt.Printf("» %d crash points (%d with a second crash during recovery, %d written on and crashed again) in %s, 0 violations\n",
 		done.Load(), twice.Load(), continued.Load(), time.Since(began).Round(time.Second))
 }
 
