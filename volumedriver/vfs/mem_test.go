@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -547,4 +549,164 @@ func TestMemCloneIsCheap(t *testing.T) {
 	if each > 2*time.Millisecond {
 		t.Errorf("%v a crash point", each)
 	}
+}
+
+// TestMemAgainstModel compares a file with a byte slice over random writes, truncations, reservations, syncs and clones.
+func TestMemAgainstModel(t *testing.T) {
+	for seed := range uint64(150) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		m := NewMem(int64(seed))
+		m.SetCapacity(1 << 30)
+		f := create(t, m, "/f")
+		check(t, m.SyncDir("/"))
+		var now, synced []byte
+		for step := range 60 {
+			switch rnd.IntN(8) {
+			case 0, 1, 2:
+				off, p := rnd.IntN(5*memBlock), make([]byte, rnd.IntN(3*memBlock))
+				for i := range p {
+					p[i] = byte(step + 1)
+				}
+				write(t, f, p, int64(off))
+				if len(p) > 0 {
+					now = grown(now, off+len(p))
+					copy(now[off:], p)
+				}
+			case 3:
+				size := rnd.IntN(6 * memBlock)
+				check(t, f.Truncate(int64(size)))
+				now = grown(now, size)[:size]
+			case 4:
+				check(t, f.Datasync())
+				synced = bytes.Clone(now)
+			case 5:
+				check(t, f.Preallocate(rnd.Int64N(8*memBlock)))
+			case 6: // the process is killed, and goes on with what is left
+				m = m.Kill()
+				f = open(t, m, "/f")
+			case 7:
+				if rnd.IntN(3) > 0 {
+					continue
+				}
+				if rnd.IntN(2) == 0 {
+					m, now = m.Crash(int64(step), 0), bytes.Clone(synced)
+				} else {
+					m, synced = m.Crash(int64(step), 1), bytes.Clone(now)
+				}
+				f = open(t, m, "/f")
+			}
+			if !bytes.Equal(contents(t, m, "/f"), now) {
+				t.Fatalf("seed %d step %d: other bytes than were written", seed, step)
+			}
+			if !bytes.Equal(contents(t, m.Crash(1, 0), "/f"), synced) {
+				t.Fatalf("seed %d step %d: other bytes than were synced", seed, step)
+			}
+			half := m.Crash(int64(step), 0.5)
+			contents(t, half, "/f")
+			for _, c := range []*Mem{m, half} {
+				if got, want := c.used, recount(c); got != want {
+					t.Fatalf("seed %d step %d: %d blocks count as used, %d are", seed, step, got, want)
+				}
+			}
+		}
+	}
+}
+
+func grown(p []byte, size int) []byte {
+	if size > len(p) {
+		p = append(p, make([]byte, size-len(p))...)
+	}
+	return p
+}
+
+// recount counts the blocks that the one file in the root takes.
+func recount(m *Mem) (used int64) {
+	f := m.root.names["f"].file
+	for b := range int64(len(f.chunks) * chunkBlocks) {
+		if b < f.reserved || f.page(b) != nil {
+			used++
+		}
+	}
+	return max(used, f.reserved)
+}
+
+// TestMemNamesAgainstModel does random calls on names, and checks after each that what is synced is there after any power cut,
+// that nothing is lost that only moved, and that ten cuts in a row leave a file system that works.
+func TestMemNamesAgainstModel(t *testing.T) {
+	dirs := []string{"/a", "/b", "/b/c"}
+	for seed := range uint64(100) {
+		rnd := rand.New(rand.NewPCG(seed, 2))
+		m := NewMem(int64(seed))
+		for _, d := range dirs {
+			check(t, m.MkdirAll(d, 0o700))
+			check(t, m.SyncDir(d[:strings.LastIndexByte(d, '/')+1]))
+		}
+		at := func() string { return fmt.Sprintf("%s/%d", dirs[rnd.IntN(len(dirs))], rnd.IntN(4)) }
+		g := create(t, m, "/a/keep") // renamed now and then, never removed
+		check(t, g.Sync())
+		check(t, m.SyncDir("/a"))
+		keep := "/a/keep"
+		for step := range 40 {
+			switch rnd.IntN(6) {
+			case 0:
+				f, err := m.OpenFile(at(), os.O_RDWR|os.O_CREATE, 0o600)
+				check(t, err)
+				check(t, f.Close())
+			case 1:
+				_ = m.Remove(at())
+			case 2:
+				_ = m.Rename(at(), at())
+			case 3:
+				_ = m.Link(at(), at())
+			case 4:
+				check(t, m.SyncDir(dirs[rnd.IntN(len(dirs))]))
+			case 5:
+				to := dirs[rnd.IntN(len(dirs))] + "/keep"
+				check(t, m.Rename(keep, to))
+				keep = to
+			}
+			var c *Mem
+			for i := range 3 {
+				c = m.Crash(int64(step*10+i), float64(i)/2)
+				if !exists(t, c, "/a/keep") && !exists(t, c, "/b/keep") && !exists(t, c, "/b/c/keep") {
+					t.Fatalf("seed %d step %d: a power cut lost a file that was only renamed", seed, step)
+				}
+			}
+			if rnd.IntN(10) == 0 {
+				m = c
+				for _, k := range []string{"/a/keep", "/b/keep", "/b/c/keep"} {
+					if exists(t, m, k) {
+						keep = k
+					}
+				}
+			}
+		}
+		for _, d := range append(dirs, "/") {
+			check(t, m.SyncDir(d))
+		}
+		if len(m.pending) != 0 {
+			t.Errorf("seed %d: %d name changes are pending after all directories were synced", seed, len(m.pending))
+		}
+		want := tree(t, m, "/")
+		for i := range 3 {
+			if got := tree(t, m.Crash(1, float64(i)/2), "/"); got != want {
+				t.Errorf("seed %d: synced names %s became %s", seed, want, got)
+			}
+		}
+	}
+}
+
+// tree lists all names below dir.
+func tree(t *testing.T, m FS, dir string) (s string) {
+	names, err := m.ReadDir(dir)
+	check(t, err)
+	for _, name := range names {
+		fi, err := m.Stat(dir + "/" + name)
+		check(t, err)
+		s += name + " "
+		if fi.IsDir() {
+			s += "(" + tree(t, m, dir+"/"+name) + ") "
+		}
+	}
+	return s
 }

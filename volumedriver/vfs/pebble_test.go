@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -34,8 +36,6 @@ func TestPebbleKeepsSyncedBatchesOverPowerCuts(t *testing.T) {
 	m := NewMem(1)
 	check(t, m.MkdirAll("/data", 0o700))
 	check(t, m.SyncDir("/"))
-	db, err := openPebble(m)
-	check(t, err)
 
 	type cut struct {
 		m      *Mem
@@ -45,7 +45,23 @@ func TestPebbleKeepsSyncedBatchesOverPowerCuts(t *testing.T) {
 	var cuts []cut
 	const keys, batches = 64, 600
 	rnd := rand.New(rand.NewPCG(1, 2))
+	var synced atomic.Uint64
+	var mu sync.Mutex
+	m.OnCall(func(c Call) {
+		mu.Lock()
+		defer mu.Unlock()
+		if c.Seq < 60 || c.Seq%5 == 0 {
+			cuts = append(cuts, cut{m.Crash(c.Seq, []float64{0, 0.2, 0.5, 0.8, 1}[rnd.IntN(5)]), c.Seq, synced.Load()})
+		}
+	})
+	db, err := openPebble(m)
+	check(t, err)
 	for i := uint64(1); i <= batches; i++ {
+		if i%200 == 0 { // a restart
+			check(t, db.Close())
+			db, err = openPebble(m)
+			check(t, err)
+		}
 		b := db.NewBatch()
 		check(t, b.Set([]byte("last"), binary.BigEndian.AppendUint64(nil, i), nil))
 		check(t, b.Set(fmt.Appendf(nil, "key%d", i%keys), version(i), nil))
@@ -54,12 +70,12 @@ func TestPebbleKeepsSyncedBatchesOverPowerCuts(t *testing.T) {
 			opts = pebble.Sync
 		}
 		check(t, b.Commit(opts))
-		synced := i - i%4
-		if rnd.IntN(5) == 0 {
-			cuts = append(cuts, cut{m.Crash(int64(i), []float64{0, 0.2, 0.5, 0.8, 1}[i%5]), m.Calls(), synced})
+		if i%4 == 0 {
+			synced.Store(i)
 		}
 	}
 	check(t, db.Close())
+	m.OnCall(nil)
 
 	for i, c := range cuts {
 		// While what the cut left is opened, the power is cut once more.
