@@ -68,14 +68,14 @@ func TestFailingCalls(t *testing.T) {
 				continue
 			}
 			since, m, round, err := faultWork(s, rand.New(rand.NewPCG(uint64(n), 9)), 4)
-			if fired := hit.Fired() > 0; err != nil && !fired || fired && s.Err() == nil {
-				t.Fatalf("call %d failed: %v, error %v, store %v", n, fired, err, s.Err())
-			}
 			cut := mem.Crash(n, float64(n%3)/2)
 			begin := time.Now()
 			_ = s.Close() // it may complain, but must end
 			if took := time.Since(begin); took > 5*time.Second {
 				t.Fatalf("close took %v", took)
+			}
+			if fired, failed := hit.Fired() > 0, s.failure.Load() != nil; failed != fired || err != nil && !failed {
+				t.Fatalf("call %d failed: %v, error %v, store failed: %v", n, fired, err, failed)
 			}
 			if hit.Fired() == 0 {
 				t.Logf("%d calls failed in Open, %d later, of %d", opens, failures, last)
@@ -114,6 +114,54 @@ func checkRedo(t *testing.T, fs vfs.FS, since []op, m model, round int) {
 		ok(t, o.do(s))
 	}
 	m.compare(t, s)
+}
+
+// TestLoadOvertaken: what a load has read before a Clear or a Set of the whole leaf must not come back.
+func TestLoadOvertaken(t *testing.T) {
+	for name, overtake := range map[string]struct {
+		stored uint32 // mapped before; 0 for a bit without a leaf
+		do     func(s *Store, h Handle) error
+		want   Ref
+	}{
+		"clear":           {10, func(s *Store, h Handle) error { return s.Clear(h, 0, LeafBlocks) }, 0},
+		"clear of a TiB":  {10, func(s *Store, h Handle) error { return s.Clear(h, 0, 1<<28) }, 0},
+		"drop":            {10, func(s *Store, h Handle) error { return s.DropVolume(h) }, 0},
+		"set":             {10, func(s *Store, h Handle) error { return s.Set(h, 0, MakeRef(2, 0), LeafBlocks) }, MakeRef(2, 0)},
+		"set where empty": {0, func(s *Store, h Handle) error { return s.Set(h, 0, MakeRef(2, 0), LeafBlocks) }, MakeRef(2, 0)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fs := vfs.NewMem(1)
+			s := openStore(t, fs, 0)
+			h := handle(t, s)
+			ok(t, s.Set(h, 0, MakeRef(1, 0), 10))
+			for leaf := uint64(1); leaf < 2000; leaf++ { // enough for a clear to walk the shards
+				ok(t, s.Set(h, leaf*LeafBlocks, MakeRef(1, 0), 1))
+			}
+			ok(t, s.Checkpoint(nil, nil))
+			if overtake.stored == 0 {
+				ok(t, s.db.Delete(leafKey(h, 0), nil))
+			}
+			closeStore(t, s)
+			s = openStore(t, fs, 0)
+			defer closeStore(t, s)
+			v, err := s.opened(h)
+			ok(t, err)
+			key := memoryKey(h, 0)
+			sh, l := s.shard(key), &load{done: make(chan struct{})}
+			sh.loading[key] = l
+			runs, err := s.fetch(h, 0)
+			ok(t, err)
+			ok(t, overtake.do(s, h))
+			ok(t, s.settle(sh, v, 0, l, runs, nil))
+			<-l.done
+			refs := make([]Ref, 1)
+			ok(t, s.Lookup(h, 0, refs))
+			if refs[0] != overtake.want {
+				t.Fatalf("%x, want %x", refs[0], overtake.want)
+			}
+			ok(t, s.Check())
+		})
+	}
 }
 
 // TestFullDisk: nearly full is an error that passes.

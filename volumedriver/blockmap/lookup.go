@@ -114,16 +114,16 @@ func (s *Store) acquire(v *volume, leaf uint64) (sh *shard, id uint32, ok bool, 
 		sh.loading[key] = l
 		sh.misses++
 		sh.mu.Unlock()
-		if err := s.load(sh, v, leaf, l); err != nil {
+		runs, err := s.fetch(v.handle, leaf)
+		if err = s.settle(sh, v, leaf, l, runs, err); err != nil {
 			return nil, none, false, fmt.Errorf("read block map of volume %d, leaf %d: %w", v.handle, leaf, err)
 		}
 	}
 }
 
-// load reads the leaf from Pebble and makes it resident unless l has become stale.
-func (s *Store) load(sh *shard, v *volume, leaf uint64, l *load) error {
+// settle ends a load: it makes resident what fetch has given, unless l has become stale.
+func (s *Store) settle(sh *shard, v *volume, leaf uint64, l *load, runs []run, err error) error {
 	key := memoryKey(v.handle, leaf)
-	runs, err := s.fetch(v.handle, leaf)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	defer close(l.done)
