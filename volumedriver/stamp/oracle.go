@@ -85,7 +85,8 @@ func (m Mark) Killed() Mark {
 
 // NewOracle starts with a volume of zeros.
 func NewOracle(volume uuid.UUID, blocks uint64) *Oracle {
-	return &Oracle{volume: volume, blocks: blocks, versions: map[uint64][]uint64{}, floor: map[uint64]uint64{}, gone: map[uint64][]uint64{}}
+	return &Oracle{volume: volume, blocks: blocks, versions: map[uint64][]uint64{}, floor: map[uint64]uint64{},
+		gone: map[uint64][]uint64{}}
 }
 
 // Write notes that p is about to be written at lba, and stamps it.

@@ -269,7 +269,7 @@ func TestRebase(t *testing.T) {
 // TestAgainstBruteForce makes images of blocks from random prefixes, and compares the verdict with trying all prefixes.
 func TestAgainstBruteForce(t *testing.T) {
 	accepted, refused := 0, 0
-	for seed := range uint64(3000) {
+	for seed := range uint64(2000) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		const blocks = 4
 		h := newHistory(blocks)

@@ -32,7 +32,8 @@ func (m *Mem) Kill() *Mem {
 // heirLocked gives an empty Mem for a clone, and takes from m the right to change in place what both will share.
 func (m *Mem) heirLocked(seed int64) *Mem {
 	m.owner = new(owner)
-	return &Mem{seed: uint64(seed), owner: new(owner), locks: map[string]bool{}, lastID: m.lastID, clock: m.clock, capacity: m.capacity}
+	return &Mem{seed: uint64(seed), owner: new(owner), locks: map[string]bool{}, lastID: m.lastID, clock: m.clock,
+		capacity: m.capacity}
 }
 
 // survivingNamesLocked gives the names of the directories that have pending changes, as the power cut leaves them.

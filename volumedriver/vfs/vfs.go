@@ -18,7 +18,7 @@ var ErrWouldBlock = errors.New("read would wait for the device")
 // FS is a file system. Paths are slash-separated and cleaned by the caller. Errors satisfy errors.Is with
 // fs.ErrNotExist, fs.ErrExist, and with syscall.ENOSPC, EIO, EROFS where the system reports those.
 type FS interface {
-	// Open opens an existing file for reading and writing (flags of package os: O_CREATE, O_EXCL, O_TRUNC, O_RDONLY, O_RDWR).
+	// OpenFile opens a file, or makes one (flags of package os: O_CREATE, O_EXCL, O_TRUNC, O_RDONLY, O_RDWR).
 	OpenFile(path string, flag int, perm fs.FileMode) (File, error)
 	MkdirAll(path string, perm fs.FileMode) error
 	Remove(path string) error
