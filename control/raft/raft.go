@@ -69,7 +69,7 @@ const (
 	segmentBytes           = 16 << 20
 	batchEntriesMax        = 512
 	snapshotsKept          = 2
-	electionTimeout        = 100 * time.Millisecond
+	electionTimeout        = 50 * time.Millisecond
 	startTimeout           = 60 * time.Second
 	applySlow              = 2 * time.Second
 	watermarkEvery         = 5 * time.Second

@@ -84,6 +84,7 @@ func hash(t testing.TB, n *Node) [32]byte {
 }
 
 func TestRestartKeepsEverything(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	n := open(t, Config{Dir: dir})
 	id, cluster := n.ID(), n.Cluster()
@@ -131,6 +132,7 @@ func TestApplyAsOnce(t *testing.T) {
 
 // Snapshots are taken by themselves, the log is trimmed, and a restart goes on from there.
 func TestSnapshotsTrimTheLog(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	n := open(t, Config{Dir: dir, SnapshotEntries: 50})
 	must(t, createPool(n))
@@ -161,6 +163,7 @@ func TestSnapshotsTrimTheLog(t *testing.T) {
 
 // A copy of the directory taken while commands are applied, as after a kill, holds everything acknowledged before.
 func TestCopyOfALiveDirectory(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	n := open(t, Config{Dir: dir})
 	must(t, createPool(n))
@@ -233,6 +236,7 @@ func createForEver(dir string) error {
 
 // kill -9 at any moment, again and again on one directory, also while it recovers: whatever was acknowledged is there.
 func TestKilledProcess(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	var acked []string
 	for round := range 8 {
@@ -283,6 +287,7 @@ func TestKilledProcess(t *testing.T) {
 }
 
 func TestOpenRefuses(t *testing.T) {
+	t.Parallel()
 	formed := func(t *testing.T, snapshot bool) string {
 		dir := t.TempDir()
 		n := open(t, Config{Dir: dir})
@@ -379,6 +384,7 @@ func TestOpenRefuses(t *testing.T) {
 
 // A flipped bit in a committed entry halts the node; it never becomes state.
 func TestBitRotInTheLog(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	n := open(t, Config{Dir: dir})
 	must(t, createPool(n))
@@ -410,6 +416,7 @@ func TestBitRotInTheLog(t *testing.T) {
 
 // A damaged newest snapshot is passed over while the log still joins an older one.
 func TestDamagedSnapshot(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	n := open(t, Config{Dir: dir})
 	must(t, createPool(n))
@@ -451,6 +458,7 @@ func TestOpenLocks(t *testing.T) {
 
 // Forming is repeatable: a crash before node.json says member is made good.
 func TestFormingIsRepeatable(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	n := open(t, Config{Dir: dir})
 	cluster := n.Cluster()
@@ -512,6 +520,7 @@ func (w faultyFile) Sync() error {
 // A failed fsync ends the node: Failed closes, Run ends with the error, nothing is acknowledged or synced any more, and
 // after a restart what was acknowledged is there.
 func TestFailedSyncEndsTheNode(t *testing.T) {
+	t.Parallel()
 	for _, failAt := range []int64{4, 7, 12} {
 		dir := t.TempDir()
 		must(t, open(t, Config{Dir: dir}).Close())
@@ -593,6 +602,7 @@ func (s failing) GetLog(i uint64, l *raft.Log) error {
 // Each call to the log and the stable store fails once, start and votes included: the node never goes on, never hangs and
 // never takes the process down by a panic.
 func TestEveryStoreCallFails(t *testing.T) {
+	t.Parallel()
 	base := t.TempDir()
 	n := open(t, Config{Dir: base})
 	must(t, createPool(n))
