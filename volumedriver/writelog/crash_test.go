@@ -106,7 +106,7 @@ func cutHistory(t *testing.T, seed int64, points *atomic.Int64) {
 		t.Fatal(err)
 	}
 	rng := rand.New(rand.NewPCG(uint64(seed), 2))
-	if err := workload(l, m, rng, 60); err != nil {
+	if err := workload(l, m, rng, 45); err != nil {
 		t.Fatal(err)
 	}
 	closeLog(t, l)
@@ -215,18 +215,29 @@ func TestKillLosesNothingWritten(t *testing.T) {
 	t.Logf("%d kills", points.Load())
 }
 
-// TestEveryCallFailsOnce fails each write and sync in turn: the log is fenced, says so, and what was durable comes back.
+// TestEveryCallFailsOnce fails each write and sync in turn, writes also half done: the log is fenced, says so, and what was
+// durable comes back.
 func TestEveryCallFailsOnce(t *testing.T) {
+	for _, after := range []int{0, 40, 4196} {
+		t.Run(fmt.Sprintf("after=%d", after), func(t *testing.T) { everyCallFailsOnce(t, after) })
+	}
+}
+
+func everyCallFailsOnce(t *testing.T, after int) {
 	fired := 0
+	ops := vfs.OpWrite
+	if after == 0 {
+		ops |= vfs.OpSync | vfs.OpDatasync
+	}
 	for n := int64(1); ; n++ {
 		mem := vfs.NewMem(n)
 		errs := vfs.NewErrors(mem)
 		cfg := testConfig(errs)
-		hit := errs.Inject(vfs.Fault{Op: vfs.OpWrite | vfs.OpSync | vfs.OpDatasync, From: n, Times: 1, Err: syscall.EIO})
+		hit := errs.Inject(vfs.Fault{Op: ops, From: n, Times: 1, Err: syscall.EIO, After: after})
 		m := &model{}
 		l, _, err := m.recover(cfg, 0)
 		if err == nil {
-			err = workload(l, m, rand.New(rand.NewPCG(5, 5)), 40)
+			err = workload(l, m, rand.New(rand.NewPCG(5, 5)), 30)
 			if err != nil && (!errors.Is(err, blockio.ErrFenced) || !errors.Is(err, syscall.EIO)) {
 				t.Fatalf("call %d failed: %v", n, err)
 			}
@@ -260,7 +271,7 @@ func TestEveryCallFailsOnce(t *testing.T) {
 			t.Fatalf("call %d failed, killed: %v", n, err)
 		}
 	}
-	if fired < 70 {
+	if fired < 25 {
 		t.Fatalf("only %d calls failed", fired)
 	}
 	t.Logf("%d calls failed in turn", fired)

@@ -442,7 +442,7 @@ func TestOpenRefuses(t *testing.T) {
 // TestOtherSettings: an existing log keeps its segment size; it may get more or fewer slots.
 func TestOtherSettings(t *testing.T) {
 	_, cfg, m := oldLog(t, true)
-	for _, segments := range []int{2, 9} {
+	for _, segments := range []int{2, 9, 3} {
 		cfg.SegmentBytes, cfg.Segments = 1<<20, segments
 		l, _, err := m.recover(cfg, m.written)
 		if err != nil {
@@ -450,6 +450,9 @@ func TestOtherSettings(t *testing.T) {
 		}
 		if l.Stats().SegmentBytes != 32*blockSize {
 			t.Fatalf("%+v", l.Stats())
+		}
+		if n := l.slotCount; n > max(segments, len(l.live)) {
+			t.Fatalf("%d slots, %d live, want %d", n, len(l.live), segments)
 		}
 		m.release(l, len(m.issued))
 		for range 10 {

@@ -206,8 +206,7 @@ func (r *recovery) run(names []string) error {
 	l.durable.Store(end.number)
 	if end.off == blockSize && !r.torn {
 		// Nothing was ever written behind its header: go on there, rather than take a slot more at each start.
-		r.adopt(newest.seg, newest.hdr)
-		return nil
+		return r.adopt(newest.seg, newest.hdr)
 	}
 	return r.begin(segmentHeader{gen: newest.hdr.gen + 1, low: r.low, prevLast: end.number, prevChain: end.chain})
 }
@@ -452,15 +451,28 @@ func (r *recovery) begin(h segmentHeader) error {
 	}
 	l.live = append(l.live, s)
 	r.low = h.low
-	r.adopt(s, h)
-	return nil
+	return r.adopt(s, h)
 }
 
-// adopt makes the last live segment the one to write to. It holds nothing yet.
-func (r *recovery) adopt(s *segment, h segmentHeader) {
+// adopt makes the last live segment the one to write to. It holds nothing yet. Free slots beyond the configured number,
+// from a start that found none free or from another setting, are given back to the disk.
+func (r *recovery) adopt(s *segment, h segmentHeader) error {
 	l := r.log
+	for len(r.free) > 0 && l.slotCount > l.cfg.Segments {
+		last := r.free[len(r.free)-1]
+		r.free = r.free[:len(r.free)-1]
+		l.slots[last.slot].Store(nil)
+		l.slotCount--
+		if err := last.file.Close(); err != nil {
+			return fmt.Errorf("close log segment %s: %w", last.path, err)
+		}
+		if err := l.cfg.FS.Remove(last.path); err != nil {
+			return fmt.Errorf("remove log segment %s: %w", last.path, err)
+		}
+	}
 	l.tail, l.current, l.tailGen, l.end = s, s, h.gen, blockSize
 	l.salt, l.chain, l.low = h.salt, h.crc, r.low
 	l.newest.Store(h.gen)
 	l.ready = append(l.ready, r.free...)
+	return nil
 }
