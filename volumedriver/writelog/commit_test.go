@@ -534,6 +534,45 @@ func (m *model) snapshotLoc() Loc {
 	return m.logged[0].Loc
 }
 
+// racing is a file whose segment is recycled while it is read.
+type racing struct {
+	vfs.File
+	during func()
+}
+
+func (f racing) ReadAt(p []byte, off int64) (int, error) {
+	defer f.during()
+	return f.File.ReadAt(p, off)
+}
+
+func (f racing) TryReadAt(p []byte, off int64) error {
+	defer f.during()
+	return f.File.TryReadAt(p, off)
+}
+
+func TestReadDuringRecycle(t *testing.T) {
+	l := mustOpen(t, testConfig(vfs.NewMem(1)))
+	defer closeLog(t, l)
+	s, p := l.tail, make([]byte, blockSize)
+	loc := makeLoc(s.slot, 1, 2)
+	s.file = racing{s.file, func() { s.gen.Add(1) }}
+	if err := l.ReadAt(p, loc); !errors.Is(err, ErrStale) {
+		t.Fatal(err)
+	}
+	loc = makeLoc(s.slot, 2, 2)
+	if err := l.TryReadAt(p, loc); !errors.Is(err, ErrStale) {
+		t.Fatal(err)
+	}
+	if err := l.ReadAt(p, loc); !errors.Is(err, ErrStale) {
+		t.Fatal(err)
+	}
+	for _, loc := range []Loc{makeLoc(s.slot, 3, 0), makeLoc(s.slot, 3, 32), makeLoc(77, 3, 2)} {
+		if err := l.ReadAt(p, loc); err == nil {
+			t.Fatalf("read outside of a segment at %x", uint64(loc))
+		}
+	}
+}
+
 // nothing is a sink and completer that does nothing.
 type nothing struct{}
 

@@ -153,7 +153,7 @@ func (l *Log) wakePreparer() {
 }
 
 // prepareRetry is how long the preparer waits after it could not make a slot.
-const prepareRetry = 2 * time.Second
+const prepareRetry = 500 * time.Millisecond
 
 // errStopped: the log is being closed.
 var errStopped = errors.New("stopped")
