@@ -96,6 +96,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Handshakes, 256)
 	def(&l.HandshakesPerIP, 16)
 	def(&l.InFlight, 128)
+	l.InFlight = min(l.InFlight, 1<<16) // a slot's number has 16 bits
 	if l.PayloadBytes <= 0 {
 		l.PayloadBytes = 256 << 20
 	}

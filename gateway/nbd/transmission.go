@@ -56,6 +56,7 @@ type conn struct {
 	replies   *buffer  // read replies gathered in this burst
 	slotCache []uint16 // free slots nobody else knows of
 	submitted bool     // something was submitted since the last Kick
+	durable   bool     // and some of it has to reach the disk
 	decoded   int      // requests in this burst
 	alone     int      // bursts in a row that were one request
 	tally     tally
@@ -389,7 +390,7 @@ func (c *conn) writeRequest(q request) (complete bool, err error) {
 	c.r += int(n)
 	err = c.dev.TryWrite(p, int64(q.off), fua(q), c, uint64(tag))
 	if err == nil {
-		c.submitted = true
+		c.accepted(q)
 		return true, nil
 	}
 	if !errors.Is(err, blockio.ErrBusy) {
@@ -427,7 +428,7 @@ func (c *conn) longWrite(q request, tag uint16) error {
 	if err != nil {
 		return c.notAccepted(q, tag, err)
 	}
-	c.submitted = true
+	c.accepted(q)
 	return nil
 }
 
@@ -453,7 +454,7 @@ func (c *conn) zeroRequest(q request) error {
 	err = c.dev.TryZero(int64(q.off), int64(q.length), fua(q), c, uint64(tag))
 	switch {
 	case err == nil:
-		c.submitted = true
+		c.accepted(q)
 		return nil
 	case errors.Is(err, blockio.ErrBusy):
 		c.work(func() { c.finished(tag, c.dev.Zero(c.ctx, int64(q.off), int64(q.length), fua(q))) })
@@ -480,7 +481,7 @@ func (c *conn) flushRequest(q request) error {
 	err = c.dev.TryFlush(c, uint64(tag))
 	switch {
 	case err == nil:
-		c.submitted = true
+		c.accepted(q)
 		return nil
 	case errors.Is(err, blockio.ErrBusy):
 		c.work(func() { c.finished(tag, c.dev.Flush(c.ctx)) })
@@ -655,6 +656,12 @@ func (c *conn) fenced(err error) error {
 	return err
 }
 
+// accepted notes that the device has taken q and wants a Kick.
+func (c *conn) accepted(q request) {
+	c.submitted = true
+	c.durable = c.durable || q.cmd == cmdFlush || q.flags&cmdFlagFUA != 0
+}
+
 // notAccepted answers a request that the device refused at once: nothing was applied.
 func (c *conn) notAccepted(q request, tag uint16, err error) error {
 	c.unslot(tag)
@@ -742,8 +749,13 @@ func (c *conn) beginBurst() {
 	c.decoded = 0
 }
 
-// endBurst commits what was submitted and sends what is answered.
+// endBurst commits what was submitted and sends what is answered. Reads do not wait for a commit that has to reach the
+// disk: they are sent before it.
 func (c *conn) endBurst() {
+	if c.durable {
+		c.durable = false
+		c.sendBurst()
+	}
 	if c.submitted {
 		c.submitted = false
 		c.dev.Kick()
@@ -755,6 +767,11 @@ func (c *conn) endBurst() {
 		c.alone = 0
 	}
 	c.srv.metrics.add(&c.tally)
+	c.sendBurst()
+}
+
+// sendBurst lets everybody send again and sends what is answered.
+func (c *conn) sendBurst() {
 	c.mu.Lock()
 	c.bursting = false
 	if c.replies != nil {

@@ -827,10 +827,10 @@ func TestManyClientsVerify(t *testing.T) {
 	}
 	_, addr, stop := listen(t, "tcp", Config{Exports: newExports(map[string]Device{"d": m})})
 	var clients sync.WaitGroup
-	for id := range uint64(24) {
+	for id := range uint64(16) {
 		c := attach(t, addr, "d", id%2 == 0)
 		clients.Go(func() {
-			if err := verify(c, id, 40); err != nil {
+			if err := verify(c, id, 12); err != nil {
 				t.Errorf("client %d: %v", id, err)
 			}
 			c.c.Close()
