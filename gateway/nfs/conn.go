@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -33,6 +34,7 @@ type conn struct {
 	began    time.Time   // of the record that is not whole yet
 	replies  []byte      // of this burst
 	touched  []*openFile // to be kicked at the end of the burst
+	request  request     // the call at hand
 
 	// Calls in flight. mu is taken inside Done, so nothing is called with it held.
 	mu       sync.Mutex
@@ -50,7 +52,9 @@ type conn struct {
 	// What is to be sent.
 	outMu   sync.Mutex
 	drained sync.Cond
-	out     []byte
+	out     net.Buffers
+	owned   [][]byte // large buffers that out has parts of
+	unsent  int      // bytes in out
 	state   sendState
 	write   directWrite
 	wake    chan struct{} // for the sender: done, or out handed over
@@ -156,8 +160,9 @@ func (c *conn) read(ctx context.Context) error {
 		case burstErr != nil:
 			return burstErr
 		case err == nil:
-		case errors.Is(err, os.ErrDeadlineExceeded) && c.in.Large() && !c.in.Partial() && !c.stopping.Load():
+		case errors.Is(err, os.ErrDeadlineExceeded) && c.large() && !c.in.Partial() && !c.stopping.Load():
 			c.in.Shrink()
+			c.s.giveBuffer(c.replies)
 			c.replies, c.touched = nil, nil
 		default:
 			return err
@@ -176,12 +181,15 @@ func (c *conn) nextDeadline() time.Time {
 		return c.began.Add(recordTimeout)
 	case !c.spoke.Load():
 		return c.accepted.Add(strangerTimeout)
-	case c.in.Large():
+	case c.large():
 		return c.now.Add(largeBufferIdle)
 	default:
 		return time.Time{}
 	}
 }
+
+// large tells that the connection holds more memory than one at rest should.
+func (c *conn) large() bool { return c.in.Large() || cap(c.replies) > largeBytes }
 
 // burst takes every call that has arrived.
 func (c *conn) burst(ctx context.Context) error {
@@ -244,14 +252,10 @@ func (c *conn) settle(ctx context.Context) {
 
 func (c *conn) flushReplies() {
 	if len(c.replies) > 0 {
-		c.flush(c.replies)
-		if cap(c.replies) > 2*TransferBytesMax {
-			c.replies = nil
-		}
-		c.replies = c.replies[:0]
+		c.replies = c.flush(c.replies)
 	}
 	c.outMu.Lock()
-	for len(c.out) > unsentBytesMax && !c.stopping.Load() {
+	for c.unsent > unsentBytesMax && !c.stopping.Load() {
 		c.drained.Wait()
 	}
 	c.outMu.Unlock()
@@ -396,7 +400,7 @@ func (c *conn) wait(ctx context.Context, n int64, run func() []byte) {
 	c.mu.Unlock()
 	go func() {
 		if b := run(); len(b) > 0 {
-			c.flush(b)
+			c.s.giveBuffer(c.flush(b))
 		}
 		c.s.waiting.Release(n)
 		c.mu.Lock()
@@ -407,13 +411,14 @@ func (c *conn) wait(ctx context.Context, n int64, run func() []byte) {
 	}()
 }
 
-// flush sends b, or leaves to the sender what the socket does not take now. b may be reused after it.
-func (c *conn) flush(b []byte) {
+// flush sends b, or leaves to the sender what the socket does not take now. It returns the buffer to go on with: b's, or
+// another one when b's is large and was left to the sender.
+func (c *conn) flush(b []byte) []byte {
 	c.outMu.Lock()
 	if c.state != sendIdle {
-		c.out = append(c.out, b...)
+		b = c.leaveLocked(b, b, len(c.out))
 		c.outMu.Unlock()
-		return
+		return b
 	}
 	c.state = sendDirect
 	c.outMu.Unlock()
@@ -426,16 +431,54 @@ func (c *conn) flush(b []byte) {
 
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
-	if rest := b[n:]; len(rest) > 0 {
-		out := make([]byte, 0, len(rest)+len(c.out))
-		c.out = append(append(out, rest...), c.out...)
+	if n < len(b) {
+		b = c.leaveLocked(b, b[n:], 0)
 	}
 	if len(c.out) == 0 {
 		c.state = sendIdle
-		return
+		return b[:0]
 	}
 	c.state = sendHanded
 	c.wakeSender()
+	return b[:0]
+}
+
+// largeBytes: a buffer that holds as much is handed over instead of copied.
+const largeBytes = 64 << 10
+
+// leaveLocked puts rest, the end of b, into out at place at, and returns the buffer to go on with.
+func (c *conn) leaveLocked(b, rest []byte, at int) []byte {
+	c.unsent += len(rest)
+	last := len(c.out) - 1
+	if len(rest) < largeBytes && at > 0 && at > last && cap(c.out[last])-len(c.out[last]) >= len(rest) {
+		c.out[last] = append(c.out[last], rest...)
+		return b[:0]
+	}
+	if len(rest) < largeBytes {
+		rest = append(make([]byte, 0, max(rpc.BufferBytesMin, len(rest))), rest...)
+		c.out = slices.Insert(c.out, at, rest)
+		return b[:0]
+	}
+	c.out = slices.Insert(c.out, at, rest)
+	c.owned = append(c.owned, b)
+	return c.s.takeBuffer()
+}
+
+// bufferBytes is the capacity of the buffers kept for large replies: a READ of 1 MiB and small ones beside it.
+const bufferBytes = TransferBytesMax + burstBytesMax + 4<<10
+
+// takeBuffer returns an empty buffer, giveBuffer takes back one that nobody uses; only those of bufferBytes are kept.
+func (s *Server) takeBuffer() []byte {
+	if b, ok := s.buffers.Get().(*[bufferBytes]byte); ok {
+		return b[:0]
+	}
+	return nil
+}
+
+func (s *Server) giveBuffer(b []byte) {
+	if cap(b) == bufferBytes {
+		s.buffers.Put((*[bufferBytes]byte)(b[:bufferBytes]))
+	}
 }
 
 // directWrite writes to a socket without waiting. The closure is made once, since making it for each write would allocate.
@@ -494,7 +537,7 @@ func (c *conn) send(ctx context.Context, quit <-chan struct{}) {
 		}
 		b = c.answerDone(ctx, b[:0])
 		if len(b) > 0 {
-			c.flush(b)
+			b = c.flush(b)
 		}
 		c.writeOut()
 		if cap(b) > rpc.BufferBytesMin {
@@ -512,15 +555,18 @@ func (c *conn) writeOut() {
 			c.state = sendIdle
 			return
 		}
-		b := c.out
-		c.out = nil
+		out, owned := c.out, c.owned
+		c.out, c.owned, c.unsent = nil, nil, 0
 		c.drained.Broadcast()
 		c.outMu.Unlock()
 		c.nc.SetWriteDeadline(time.Now().Add(stuckWriteTimeout))
-		_, err := c.nc.Write(b)
+		_, err := out.WriteTo(c.nc)
 		c.nc.SetWriteDeadline(time.Time{})
 		if err != nil {
 			c.lose()
+		}
+		for _, b := range owned {
+			c.s.giveBuffer(b)
 		}
 		c.outMu.Lock()
 	}

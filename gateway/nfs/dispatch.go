@@ -97,13 +97,14 @@ var errNotRPC = errors.New("not an rpc call")
 
 // take decodes one record and runs or starts its call. An error ends the connection.
 func (c *conn) take(ctx context.Context, record []byte) error {
-	q := request{table: c.table, now: c.now}
+	q := &c.request
+	*q = request{table: c.table, now: c.now}
 	if !rpc.DecodeCall(record, &q.Call) {
 		return errNotRPC
 	}
 	c.s.calls.Add(1)
 	c.room(ctx, 0)
-	p, refused := c.find(&q)
+	p, refused := c.find(q)
 	if p == nil {
 		c.s.denied.Add(1)
 		var start int
@@ -116,13 +117,13 @@ func (c *conn) take(ctx context.Context, record []byte) error {
 	}
 	end := busy
 	if !p.waits {
-		c.replies, end = c.runProcedure(ctx, p, &q, c.replies)
+		c.replies, end = c.runProcedure(ctx, p, q, c.replies)
 	}
 	switch end {
 	case silent:
 		c.lose()
 	case busy:
-		c.takeWaiting(ctx, p, q)
+		c.takeWaiting(ctx, p, *q)
 	}
 	return nil
 }

@@ -164,7 +164,7 @@ func (c *conn) readFile(ctx context.Context, q *request, b []byte) ([]byte, outc
 	if f != nil {
 		defer c.s.files.put(f)
 		padded := (n + 3) &^ 3
-		b = grow(b, padded)
+		b = c.grow(b, padded)
 		data := b[len(b) : len(b)+n]
 		clear(b[len(b)+n : len(b)+padded])
 		b = b[:len(b)+padded]
@@ -210,12 +210,21 @@ func (q *request) failAgain(b []byte, s Status) []byte {
 }
 
 // grow makes room for n more bytes.
-func grow(b []byte, n int) []byte {
-	if cap(b)-len(b) >= n {
+func (c *conn) grow(b []byte, n int) []byte {
+	need := len(b) + n
+	if cap(b) >= need {
 		return b
 	}
-	bigger := make([]byte, len(b), max(2*cap(b), len(b)+n+512))
-	copy(bigger, b)
+	var bigger []byte
+	if need > largeBytes && need <= bufferBytes {
+		if bigger = c.s.takeBuffer(); bigger == nil {
+			bigger = new([bufferBytes]byte)[:0]
+		}
+	} else {
+		bigger = make([]byte, 0, max(2*cap(b), need+512))
+	}
+	bigger = append(bigger, b...)
+	c.s.giveBuffer(b)
 	return bigger
 }
 

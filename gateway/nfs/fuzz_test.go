@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 type scripted struct {
 	in   *bytes.Reader
 	step int
+	peer net.Addr
 	mu   sync.Mutex
 	out  bytes.Buffer
 }
@@ -39,15 +41,19 @@ func (s *scripted) Write(p []byte) (int, error) {
 }
 func (s *scripted) Close() error                     { return nil }
 func (s *scripted) LocalAddr() net.Addr              { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 2049} }
-func (s *scripted) RemoteAddr() net.Addr             { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 900} }
+func (s *scripted) RemoteAddr() net.Addr             { return s.peer }
 func (s *scripted) SetDeadline(time.Time) error      { return nil }
 func (s *scripted) SetReadDeadline(time.Time) error  { return nil }
 func (s *scripted) SetWriteDeadline(time.Time) error { return nil }
 
+var clients atomic.Uint32
+
 // exchange gives the input to the server and returns the replies' bodies by xid.
 func (s *served) exchange(t *testing.T, input []byte, step int) map[uint32][]byte {
 	t.Helper()
-	nc := &scripted{in: bytes.NewReader(input), step: step}
+	n := clients.Add(1) // each from an address of its own, as the server slows down those that mount too often
+	peer := &net.TCPAddr{IP: net.IPv4(127, byte(n>>16), byte(n>>8), byte(n)), Port: 900}
+	nc := &scripted{in: bytes.NewReader(input), step: step, peer: peer}
 	began := time.Now()
 	s.server.ServeConn(context.Background(), nc)
 	if d := time.Since(began); d > 5*time.Second {

@@ -28,13 +28,19 @@ const (
 // export is an Export as the server uses it.
 type export struct {
 	Export
-	macs sync.Pool // of hash.Hash: HMAC-SHA256 with the export's key
+	macs sync.Pool // of *mac
+}
+
+// mac is HMAC-SHA256 with an export's key, and room for a sum, which would otherwise be allocated for each call.
+type mac struct {
+	hash.Hash
+	sum [sha256.Size]byte
 }
 
 func newExport(e Export) *export {
 	x := &export{Export: e}
 	x.Path = cleanExportPath(e.Path)
-	x.macs.New = func() any { return hmac.New(sha256.New, x.Key[:]) }
+	x.macs.New = func() any { return &mac{Hash: hmac.New(sha256.New, x.Key[:])} }
 	return x
 }
 
@@ -49,13 +55,11 @@ func (x *export) allows(client netip.Addr) bool {
 	return false
 }
 
-func (x *export) sign(sum []byte, signed []byte) []byte {
-	m := x.macs.Get().(hash.Hash)
+// sign computes what must follow the signed part of a handle. The mac goes back to x.macs after use.
+func (m *mac) sign(signed []byte) []byte {
 	m.Reset()
 	m.Write(signed)
-	sum = m.Sum(sum)
-	x.macs.Put(m)
-	return sum
+	return m.Sum(m.sum[:0])[:handleBytes-handleSigned]
 }
 
 // appendHandle writes nfs_fh3 of an inode.
@@ -66,8 +70,10 @@ func (x *export) appendHandle(b []byte, inode uint64, generation uint32) []byte 
 	b = binary.BigEndian.AppendUint64(b, x.FSID)
 	b = binary.BigEndian.AppendUint64(b, inode)
 	b = binary.BigEndian.AppendUint32(b, generation)
-	var sum [sha256.Size]byte
-	return append(b, x.sign(sum[:0], b[start:])[:handleBytes-handleSigned]...)
+	m := x.macs.Get().(*mac)
+	b = append(b, m.sign(b[start:])...)
+	x.macs.Put(m)
+	return b
 }
 
 // object is what a verified handle names.
@@ -86,8 +92,10 @@ func (t *exportTable) openHandle(fh []byte, client netip.Addr) (object, Status) 
 	if x == nil {
 		return object{}, StatusStale // of an export that is no more
 	}
-	var sum [sha256.Size]byte
-	if !hmac.Equal(x.sign(sum[:0], fh[:handleSigned])[:handleBytes-handleSigned], fh[handleSigned:]) {
+	m := x.macs.Get().(*mac)
+	good := hmac.Equal(m.sign(fh[:handleSigned]), fh[handleSigned:])
+	x.macs.Put(m)
+	if !good {
 		return object{}, StatusBadHandle
 	}
 	if !x.allows(client) {

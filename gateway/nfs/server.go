@@ -88,6 +88,7 @@ type Server struct {
 	mounts  mounts
 	forward forward
 	waiting *semaphore.Weighted // bytes of calls that wait for storage
+	buffers sync.Pool           // of *[bufferBytes]byte
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}

@@ -84,7 +84,7 @@ func serveUDP(ctx context.Context, pc net.PacketConn, mappings func() []Mapping)
 }
 
 func serveTCP(ctx context.Context, ln net.Listener, mappings func() []Mapping) error {
-	g, ctx := errgroup.WithContext(ctx)
+	var g errgroup.Group
 	room := semaphore.NewWeighted(connectionsMax)
 	g.Go(func() error {
 		for {
