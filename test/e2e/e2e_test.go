@@ -94,8 +94,8 @@ func scatter(t *testing.T, c *nbdclient.Client, seed uint64, total, piece int64)
 	step := c.Size / pieces
 	src := random(seed, total)
 	room := make(chan struct{}, 8)
-	errs := make(chan error, pieces*8)
 	const request = 1 << 20
+	errs := make(chan error, pieces+total/request)
 	sent := 0
 	for i := range pieces {
 		for off := int64(0); off < piece; off += request {

@@ -61,12 +61,16 @@ func TestNFSFioVerify(t *testing.T) {
 	fio := harness.Cache("fio-nfs")
 	harness.Need(t, fio)
 	n := harness.StartNode(t)
+	c, root := mountNFS(t, n)
 	for _, job := range [][]string{
-		{"4k qd16", "--rw=randwrite", "--bs=4k", "--size=32M", "--iodepth=16"},
+		{"4k qd16", "--rw=randwrite", "--bs=4k", "--size=32M", "--iodepth=16", "--fsync=64"},
 		{"mixed 512..64k qd8", "--rw=randwrite", "--bsrange=512-64k", "--blockalign=512", "--size=32M", "--iodepth=8"},
 		{"1M qd4", "--rw=write", "--bs=1M", "--size=96M", "--iodepth=4"},
 	} {
 		name := "verify-" + strings.Fields(job[0])[0]
+		h, err := c.Create(root, name, true) // the engine makes files for sequential writes only
+		must(t, err)
+		must(t, c.Truncate(h, 96<<20))
 		j, err := harness.Fio(2*time.Minute, fio, append([]string{"--name=" + name, "--ioengine=nfs", "--nfs_url=" + n.NFS("/"),
 			"--filename=/" + name, "--verify=crc32c", "--verify_fatal=1", "--do_verify=1"}, job[1:]...)...)
 		must(t, err)

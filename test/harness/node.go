@@ -191,7 +191,7 @@ func Qemu(t testing.TB, limit time.Duration, name string, args ...string) string
 
 // Fio runs fio with --output-format=json and gives its first job; an error of fio or of a verification is an error here.
 func Fio(limit time.Duration, program string, args ...string) (FioJob, error) {
-	cmd := exec.Command(program, append(args, "--output-format=json")...)
+	cmd := exec.Command(program, append(args, "--verify_state_save=0", "--output-format=json")...)
 	out, err := runFor(cmd, limit)
 	i := strings.IndexByte(out, '{')
 	if err != nil || i < 0 {
