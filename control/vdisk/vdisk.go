@@ -103,7 +103,10 @@ type VDisk struct {
 // FullName is "vpool/path" without the suffix, which also is the NBD export's name.
 func (d VDisk) FullName() string { return d.Pool.Name + "/" + d.Name }
 
-const sectorBytes = 512
+const (
+	sectorBytes  = 512
+	nameBytesMax = 4096
+)
 
 func checkSize(object string, size int64) error {
 	if size < sectorBytes || size > state.VolumeBytesMax || size%sectorBytes != 0 {
@@ -116,7 +119,7 @@ func checkSize(object string, size int64) error {
 // split takes a vDisk's name apart and finds its vPool.
 func split(v *state.View, name string) (pool state.VPool, disk string, err error) {
 	p, disk, ok := state.SplitName(name)
-	if !ok || len(name) > 4096 {
+	if !ok || len(name) > nameBytesMax || path.Clean("/"+disk) != "/"+disk {
 		if len(name) > 80 {
 			name = name[:80] + "…"
 		}

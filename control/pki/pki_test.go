@@ -1,0 +1,127 @@
+package pki
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+func serverCert(t *testing.T, s *Server) *x509.Certificate {
+	t.Helper()
+	c, err := s.TLS().GetCertificate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Leaf
+}
+
+func TestCertificates(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "tls")
+	now := time.Now()
+	cfg := Config{Dir: dir, Name: "c", Hosts: []string{"localhost", "127.0.0.1", "::1"}, Now: func() time.Time { return now }}
+	open := func() *Server {
+		t.Helper()
+		s, err := Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := open()
+	first := serverCert(t, s)
+	for _, h := range cfg.Hosts {
+		if _, err := first.Verify(x509.VerifyOptions{DNSName: h, Roots: s.Pool()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for file, mode := range map[string]os.FileMode{"ca.key": 0o600, "server.pem": 0o600, "ca.crt": 0o644} {
+		if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Mode().Perm() != mode {
+			t.Fatal(file, info, err)
+		}
+	}
+	if again := serverCert(t, open()); !again.Equal(first) {
+		t.Fatal("a restart made a new certificate")
+	}
+	// A new host, a due date and a damaged file make a new one, under the same authority.
+	cfg.Hosts = append(cfg.Hosts, "node1")
+	s2 := open()
+	second := serverCert(t, s2)
+	if second.Equal(first) || !s2.ca.Equal(s.ca) || second.VerifyHostname("node1") != nil {
+		t.Fatal("certificate does not follow the hosts")
+	}
+	now = now.Add(serverLife/3*2 + time.Hour)
+	third := serverCert(t, s2) // without a restart
+	if third.Equal(second) || !third.NotAfter.After(second.NotAfter) {
+		t.Fatal("certificate was not renewed")
+	}
+	if err := os.Truncate(filepath.Join(dir, "server.pem"), 100); err != nil {
+		t.Fatal(err)
+	}
+	if serverCert(t, open()).Equal(third) {
+		t.Fatal("certificate came from a damaged file")
+	}
+	// The authority is never replaced silently: clients have pinned it.
+	if err := os.Rename(filepath.Join(dir, "ca.key"), filepath.Join(dir, "x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(cfg); err == nil {
+		t.Fatal("opened without the authority's key")
+	}
+	other, err := Open(Config{Dir: filepath.Join(t.TempDir(), "o"), Hosts: cfg.Hosts})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(other.cfg.Dir, "ca.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "ca.key"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(cfg); err == nil {
+		t.Fatal("opened with a key of another authority")
+	}
+}
+
+func TestHandshake(t *testing.T) {
+	s, err := Open(Config{Dir: t.TempDir(), Hosts: []string{"127.0.0.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		conf *tls.Config
+		ok   bool
+	}{
+		"pinned": {&tls.Config{RootCAs: s.Pool(), ServerName: "127.0.0.1"}, true},
+		"1.2":    {&tls.Config{RootCAs: s.Pool(), ServerName: "127.0.0.1", MaxVersion: tls.VersionTLS12}, true},
+		"1.1":    {&tls.Config{RootCAs: s.Pool(), ServerName: "127.0.0.1", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, false},
+		"cbc": {&tls.Config{RootCAs: s.Pool(), ServerName: "127.0.0.1", MaxVersion: tls.VersionTLS12,
+			CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA}}, false},
+		"other name": {&tls.Config{RootCAs: s.Pool(), ServerName: "192.0.2.1"}, false},
+		"no CA":      {&tls.Config{ServerName: "127.0.0.1"}, false},
+	} {
+		a, b := net.Pipe()
+		done := make(chan struct{})
+		go func() {
+			tls.Server(a, s.TLS()).Handshake()
+			a.Close()
+			close(done)
+		}()
+		err := tls.Client(b, c.conf).Handshake()
+		b.Close()
+		<-done
+		if (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestLocalHosts(t *testing.T) {
+	if h := LocalHosts(); len(h) < 3 || h[0] != "localhost" {
+		t.Fatal(h)
+	}
+}
