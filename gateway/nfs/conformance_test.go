@@ -534,7 +534,8 @@ func TestForwardedProcedures(t *testing.T) {
 			t.Errorf("READLINK: %+v", got)
 		}
 	}
-	c.want(nfs.StatusNameTooLong, symlink, xdr.AppendString(append(nfstest.NameArgs(c.root, "long"), set...), strings.Repeat("x", 4097)))
+	long := strings.Repeat("x", 4097)
+	c.want(nfs.StatusNameTooLong, symlink, xdr.AppendString(append(nfstest.NameArgs(c.root, "long"), set...), long))
 	c.want(nfs.StatusExist, symlink, xdr.AppendString(append(nfstest.NameArgs(c.root, "d"), set...), "t"))
 	c.want(nfs.StatusInval, readlink, nfstest.HandleArgs(r.Handle))
 	node := func(kind uint32, name string, more ...byte) []byte {
@@ -798,42 +799,57 @@ func TestErrorsOfTheDriver(t *testing.T) {
 	}
 }
 
-// TestStableWritesSurviveAPowerCut is the promise of FILE_SYNC, of COMMIT, and of the verifier.
+// cutPower writes in every way, cuts the power after each, and returns what was lost though it was promised.
+func cutPower(s *served) (lost []string) {
+	c := s.mount("/default")
+	fh := c.create("f")
+	c.want(0, write, nfstest.WriteArgs(fh, 0, []byte("...."), 2)) // opens the file, so that what follows need not wait
+	at := func(stable uint32, off uint64, what string) {
+		c.want(0, write, nfstest.WriteArgs(fh, off<<20, []byte(what), stable))
+	}
+	check := func(off int, what string) {
+		b := s.ns.File(7, "f").Bytes()
+		if len(b) < off<<20+4 || string(b[off<<20:][:4]) != what {
+			lost = append(lost, what)
+		}
+	}
+	at(2, 1, "sync")
+	at(1, 2, "data")
+	s.ns.Crash()
+	check(1, "sync")
+	check(2, "data")
+	at(0, 4, "comm")
+	c.want(0, commit, nfstest.ReadArgs(fh, 0, 0))
+	at(0, 5, "none")
+	s.ns.Crash()
+	check(4, "comm")
+	before := len(lost)
+	if check(5, "none"); len(lost) == before {
+		s.t.Error("the test's files keep what nobody made durable")
+	}
+	return lost[:before]
+}
+
+// TestStableWritesSurviveAPowerCut is the promise of FILE_SYNC, DATA_SYNC and COMMIT.
 func TestStableWritesSurviveAPowerCut(t *testing.T) {
 	for _, mode := range []string{"inline", "busy", "background"} {
 		t.Run(mode, func(t *testing.T) {
 			s := serve(t, nfs.Config{})
-			c := s.mount("/default")
-			fh := c.create("f")
-			c.want(0, write, nfstest.WriteArgs(fh, 0, []byte("...."), 2))
 			s.ns.Behave.Busy.Store(mode == "busy")
 			s.ns.Behave.Background.Store(mode == "background")
-			at := func(stable uint32, off uint64, what string) {
-				c.want(0, write, nfstest.WriteArgs(fh, off<<20, []byte(what), stable))
-			}
-			has := func(off int, what string) bool {
-				b := s.ns.File(7, "f").Bytes()
-				return len(b) >= off<<20+4 && string(b[off<<20:][:4]) == what
-			}
-			at(2, 1, "sync")
-			at(1, 2, "data")
-			s.ns.Crash()
-			if !has(1, "sync") || !has(2, "data") {
-				t.Error("a stable WRITE was lost")
-			}
-			at(0, 3, "lost")
-			s.ns.Crash()
-			if has(3, "lost") {
-				t.Fatal("the test's files keep what nobody made durable: this test shows nothing")
-			}
-			at(0, 4, "comm")
-			c.want(0, commit, nfstest.ReadArgs(fh, 0, 0))
-			at(0, 5, "lost")
-			s.ns.Crash()
-			if !has(4, "comm") {
-				t.Error("data before a COMMIT was lost")
+			if lost := cutPower(s); len(lost) > 0 {
+				t.Errorf("lost %v", lost)
 			}
 		})
+	}
+}
+
+// TestALieIsFound: the check above sees files that claim durability without giving it.
+func TestALieIsFound(t *testing.T) {
+	s := serve(t, nfs.Config{})
+	s.ns.Behave.Lie.Store(true)
+	if lost := cutPower(s); fmt.Sprint(lost) != "[sync data comm]" {
+		t.Errorf("lost %v", lost)
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 	"varve/gateway/nfs/xdr"
 )
 
-// namePathBytesMax is how long a name may be on the wire before it is answered with NAMETOOLONG rather than not decoded.
+// pathBytesMax is the longest target of a symbolic link.
 const pathBytesMax = 4096
 
 // named is the directory handle and the name that most procedures begin with.
@@ -51,7 +51,7 @@ func (c *conn) lookup(ctx context.Context, q *request, b []byte) ([]byte, outcom
 	}
 	var a Attr
 	if s == StatusOK {
-		a, s = c.find1(ctx, n.dir, &dir, n.name)
+		a, s = c.resolve(ctx, n.dir, &dir, n.name)
 	}
 	if s != StatusOK {
 		return appendPostOp(q.fail(b, s), n.dir.x.FSID, &dir), answered
@@ -61,8 +61,8 @@ func (c *conn) lookup(ctx context.Context, q *request, b []byte) ([]byte, outcom
 	return appendPostOp(b, n.dir.x.FSID, &dir), answered
 }
 
-// find1 looks a name up, "." and the root's ".." included: nobody climbs out of an export.
-func (c *conn) find1(ctx context.Context, dir object, a *Attr, name string) (Attr, Status) {
+// resolve looks a name up, "." and the root's ".." included: nobody climbs out of an export.
+func (c *conn) resolve(ctx context.Context, dir object, a *Attr, name string) (Attr, Status) {
 	if name == "." || name == ".." && dir.inode == dir.x.Root {
 		return *a, StatusOK
 	}
@@ -103,7 +103,7 @@ func (c *conn) endDir(ctx context.Context, b []byte, d *dirChange) []byte {
 
 func noWcc(b []byte) []byte { return appendWcc(b, 0, nil, nil) }
 
-// owner gives a new object's owner, group and mode.
+// newOwner gives a new object's owner, group and mode.
 func newOwner(q *request, dir *Attr, set *SetAttr, kind Kind, mode uint32) (spec CreateSpec, s Status) {
 	spec = CreateSpec{Kind: kind, Mode: mode, UID: q.Cred.UID, GID: q.Cred.GID}
 	if dir.Mode&0o2000 != 0 {

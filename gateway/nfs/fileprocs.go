@@ -115,7 +115,7 @@ func (c *conn) fileStatus(err error, f *openFile) Status {
 	return toStatus(err)
 }
 
-// readArgs are the part of READ that does not depend on the file: how much of [off, off+count) lies below size.
+// clip tells how much of [off, off+count) a READ gives of a file of size bytes, and whether that reaches its end.
 func clip(off uint64, count uint32, size int64) (n int, eof bool) {
 	if off >= uint64(size) {
 		return 0, true

@@ -245,7 +245,10 @@ func (c *conn) mknod(ctx context.Context, q *request, b []byte) ([]byte, outcome
 // sattrUnset is an sattr3 that sets nothing: the namespace creates an object with its attributes, go-nfs would set them later.
 var sattrUnset = make([]byte, 6*4)
 
-func (c *conn) forwardNew(ctx context.Context, q *request, b []byte, n named, set SetAttr, w *forwarded, args []byte) ([]byte, outcome) {
+// forwardNew checks what every new object needs, has go-nfs make w, and answers.
+func (c *conn) forwardNew(
+	ctx context.Context, q *request, b []byte, n named, set SetAttr, w *forwarded, args []byte,
+) ([]byte, outcome) {
 	if n.status != StatusOK {
 		return noWcc(q.fail(b, n.status)), answered
 	}

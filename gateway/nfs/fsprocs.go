@@ -8,7 +8,6 @@ import (
 
 // FSINFO's properties.
 const (
-	fsLink        = 0x01
 	fsSymlink     = 0x02
 	fsHomogeneous = 0x08
 	fsCanSetTime  = 0x10

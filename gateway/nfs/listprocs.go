@@ -126,7 +126,7 @@ func (c *conn) listEntries(ctx context.Context, b []byte, l *listing, dir *Attr)
 		}
 	}
 	if l.cookie < cookieDotDot {
-		parent, s := c.find1(ctx, l.o, dir, "..")
+		parent, s := c.resolve(ctx, l.o, dir, "..")
 		if s != StatusOK {
 			parent = *dir
 		}

@@ -19,7 +19,7 @@ const (
 	mountAcces       = 13
 	mountNotDir      = 20
 	mountServerFault = 10006
-	mountPathMax     = 1024
+	mountPathMax     = 1024 // MNTPATHLEN
 )
 
 // mounts is what DUMP shows: who mounted what, as far as clients tell. It decides nothing. It also slows down a client
@@ -36,12 +36,11 @@ type mounted struct {
 }
 
 const (
-	mountsMax      = 1024
-	mountsPerS     = 50
-	mountsBurst    = 200
-	mountDelayMax  = 5 * time.Second
-	mountersMax    = 4096
-	mountPathMaxIn = rpc.RecordBytesMax
+	mountsMax     = 1024
+	mountsPerS    = 50
+	mountsBurst   = 200
+	mountDelayMax = 5 * time.Second
+	mountersMax   = 4096
 )
 
 func (m *mounts) add(client netip.Addr, path string) {
@@ -95,8 +94,8 @@ func (m *mounts) slow(ctx context.Context, client netip.Addr) bool {
 }
 
 func (c *conn) mnt(ctx context.Context, q *request, b []byte) ([]byte, outcome) {
-	path := q.d.Opaque(mountPathMaxIn)
-	if q.d.Bad() || len(path) > mountPathMax {
+	path := q.d.Opaque(mountPathMax)
+	if q.d.Bad() {
 		return b, garbage
 	}
 	if !c.s.mounts.slow(ctx, c.peer) {

@@ -124,7 +124,8 @@ type Namespace interface {
 	Attr(ctx context.Context, fsid, inode uint64, generation uint32) (Attr, error)
 	// Lookup finds a name; ".." is the parent directory, and of the root the root itself. ErrNotFound, ErrNotDir.
 	Lookup(ctx context.Context, fsid, dir uint64, name string) (Attr, error)
-	// Create makes an object of any kind. ErrExist, ErrNotDir, ErrNotSupported for a kind that it does not have.
+	// Create makes an object of any kind. ErrExist, ErrNotDir, ErrNotSupported for a kind that it does not have, ErrInvalid
+	// for a name that it cannot keep.
 	Create(ctx context.Context, fsid, dir uint64, name string, spec CreateSpec) (a Attr, created bool, err error)
 	// SetAttr returns the attributes after the change. ErrNotSync, ErrIsDir (size of a directory).
 	SetAttr(ctx context.Context, fsid, inode uint64, set SetAttr) (Attr, error)

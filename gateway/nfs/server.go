@@ -132,7 +132,8 @@ func (s *Server) Stats() Stats {
 	}
 }
 
-// Run serves NFS and MOUNT on ln until ctx ends; then it answers what is in flight, closes, and returns nil.
+// Run serves NFS and MOUNT on ln until ctx ends; then it answers what is in flight, closes, and returns nil. It is called
+// once.
 func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 	if a, ok := ln.Addr().(*net.TCPAddr); ok {
 		s.port.Store(uint32(a.Port))

@@ -185,8 +185,8 @@ func TestFirstSteps(t *testing.T) {
 	if len(list.Entries) != 3 || list.Entries[2].Name != "disk1.raw" || !bytes.Equal(list.Entries[2].Handle, fh) || !list.EOF {
 		t.Fatalf("READDIRPLUS: %+v", list)
 	}
-	if r := c.want(nfs.StatusOK, mkdir, append(nfstest.NameArgs(c.root, "vm"), nfstest.SetArgs(nil, nil)...)); r.Attr.Kind != nfs.Dir ||
-		r.Attr.Mode != 0o755 {
+	r = c.want(nfs.StatusOK, mkdir, append(nfstest.NameArgs(c.root, "vm"), nfstest.SetArgs(nil, nil)...))
+	if r.Attr.Kind != nfs.Dir || r.Attr.Mode != 0o755 {
 		t.Fatalf("MKDIR: %+v", r)
 	}
 }

@@ -21,6 +21,10 @@ type Behaviour struct {
 	Delay atomic.Int64
 	// Hold, if it holds a channel, makes blocking methods wait until the channel is closed.
 	Hold atomic.Pointer[chan struct{}]
+	// HoldNames does the same to whatever changes names.
+	HoldNames atomic.Pointer[chan struct{}]
+	// Lie makes files claim durability without giving it.
+	Lie atomic.Bool
 	// Fail, if it holds an error, is how every write and flush ends.
 	Fail atomic.Pointer[error]
 	// Flushes and Kicks count.
@@ -170,7 +174,7 @@ func (f *File) write(p []byte, off int64, flags blockio.Flags) error {
 		return blockio.ErrBeyondEnd
 	}
 	f.live.write(p, off)
-	if flags&blockio.FUA != 0 {
+	if flags&blockio.FUA != 0 && !f.n.Behave.Lie.Load() {
 		f.durable.write(p, off)
 	} else {
 		for number := off / pageBytes; number*pageBytes < off+int64(len(p)); number++ {
@@ -196,6 +200,9 @@ func (f *File) flush() error {
 	f.n.Behave.Flushes.Add(1)
 	if fail := f.n.Behave.Fail.Load(); fail != nil {
 		return *fail
+	}
+	if f.n.Behave.Lie.Load() {
+		return nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -262,13 +269,23 @@ func (f *File) Kick() {
 // FlushInline implements nfs.File.
 func (f *File) FlushInline() error { return f.flush() }
 
+// await waits until the channel, if there is one, is closed.
+func await(ctx context.Context, hold *atomic.Pointer[chan struct{}]) error {
+	c := hold.Load()
+	if c == nil {
+		return nil
+	}
+	select {
+	case <-*c:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 func (f *File) wait(ctx context.Context) error {
-	if hold := f.n.Behave.Hold.Load(); hold != nil {
-		select {
-		case <-*hold:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	if err := await(ctx, &f.n.Behave.Hold); err != nil {
+		return err
 	}
 	if d := time.Duration(f.n.Behave.Delay.Load()); d > 0 {
 		select {

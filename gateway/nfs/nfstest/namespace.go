@@ -240,7 +240,10 @@ func (d *inode) drop(name string) {
 func (d *inode) touch(now time.Time) { d.attr.Mtime, d.attr.Ctime = now, now }
 
 // Create implements nfs.Namespace.
-func (n *Namespace) Create(_ context.Context, fsid, dir uint64, name string, spec nfs.CreateSpec) (nfs.Attr, bool, error) {
+func (n *Namespace) Create(ctx context.Context, fsid, dir uint64, name string, spec nfs.CreateSpec) (nfs.Attr, bool, error) {
+	if err := await(ctx, &n.Behave.HoldNames); err != nil {
+		return nfs.Attr{}, false, err
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	t, d, err := n.dirLocked(fsid, dir)
@@ -329,7 +332,10 @@ func (n *Namespace) SetAttr(_ context.Context, fsid, number uint64, set nfs.SetA
 }
 
 // Remove implements nfs.Namespace.
-func (n *Namespace) Remove(_ context.Context, fsid, dir uint64, name string) error {
+func (n *Namespace) Remove(ctx context.Context, fsid, dir uint64, name string) error {
+	if err := await(ctx, &n.Behave.HoldNames); err != nil {
+		return err
+	}
 	return n.unlink(fsid, dir, name, false)
 }
 
@@ -380,7 +386,10 @@ func (t *tree) unlinkedLocked(d, i *inode, now time.Time) {
 }
 
 // Rename implements nfs.Namespace.
-func (n *Namespace) Rename(_ context.Context, fsid, fromDir uint64, from string, toDir uint64, to string) error {
+func (n *Namespace) Rename(ctx context.Context, fsid, fromDir uint64, from string, toDir uint64, to string) error {
+	if err := await(ctx, &n.Behave.HoldNames); err != nil {
+		return err
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	t, fd, err := n.dirLocked(fsid, fromDir)
