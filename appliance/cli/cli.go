@@ -127,6 +127,13 @@ func strict(c *cobra.Command) {
 			return nil
 		}
 	}
+	c.PreRunE = func(c *cobra.Command, _ []string) error {
+		if err := c.ValidateRequiredFlags(); err != nil {
+			return usageOf(c, err)
+		}
+		return nil
+	}
+	c.SuggestionsMinimumDistance = 2
 	if c.HasSubCommands() && !c.Runnable() {
 		c.Args = cobra.ArbitraryArgs
 		c.RunE = func(c *cobra.Command, args []string) error {
@@ -150,7 +157,11 @@ func strict(c *cobra.Command) {
 }
 
 func usageOf(c *cobra.Command, err error) error {
-	return &Failure{Exit: ExitUsage, Why: err.Error(), Remedy: "see " + c.CommandPath() + " --help", Err: err}
+	f := &Failure{Exit: ExitUsage, Why: err.Error(), Remedy: "see " + c.CommandPath() + " --help", Err: err}
+	if h, ok := errors.AsType[remedied](err); ok {
+		f.Remedy = h.Remedy()
+	}
+	return f
 }
 
 func (e *env) check() error {

@@ -47,6 +47,12 @@ func (f *Failure) Error() string {
 
 func (f *Failure) Unwrap() error { return f.Err }
 
+// remedied is an error that knows what helps.
+type remedied interface {
+	error
+	Remedy() string
+}
+
 func usage(format string, args ...any) error {
 	return &Failure{Exit: ExitUsage, Why: fmt.Sprintf(format, args...), Remedy: "see varve --help"}
 }

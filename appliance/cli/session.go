@@ -93,16 +93,13 @@ func (e *env) failure(what, object string, err error) error {
 		f.Exit, f.Why, f.Remedy, f.RequestID = exitOf(p.Status), p.Error(), p.Remedy, p.RequestID
 		if why, ok := strings.CutPrefix(f.Why, p.Object+": "); ok && p.Object != "" {
 			f.Why = why
-			if !strings.HasSuffix(p.Object, object) || object == "" { // it is about something else than what was named
+			if !strings.HasSuffix(strings.TrimSuffix(p.Object, `"`), object) || object == "" { // it is about something else than what was named
 				f.Why = p.Object + " " + why
 			}
 		}
 		return f
 	}
-	if h, ok := errors.AsType[interface {
-		error
-		Remedy() string
-	}](err); ok {
+	if h, ok := errors.AsType[remedied](err); ok {
 		f.Remedy = h.Remedy()
 	}
 	where := "no appliance answers on " + e.data

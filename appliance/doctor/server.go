@@ -105,8 +105,8 @@ func nfs(ctx context.Context, s Server) Finding {
 		return failed(fmt.Errorf("NFS address %q: %w", s.NFS, err), "give --nfs HOST:PORT")
 	}
 	dial, client := dialFork(host, port), "by port"
-	if _, p, err := net.SplitHostPort(s.Portmap); err == nil && p == portmapPort {
-		dial, client = dialVMware(host), "through the portmapper"
+	if h, p, err := net.SplitHostPort(s.Portmap); err == nil && p == portmapPort {
+		dial, client = dialVMware(h), "through the portmapper"
 	}
 	start, read := time.Now(), 0
 	for _, export := range s.Exports {
