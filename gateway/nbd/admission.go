@@ -17,7 +17,9 @@ var (
 
 // retryAccept tells a passing failure of accept from a broken listener.
 func retryAccept(err error) bool {
-	for _, passing := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED, syscall.ENOBUFS, syscall.ENOMEM, syscall.EINTR} {
+	for _, passing := range []error{
+		syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED, syscall.ENOBUFS, syscall.ENOMEM, syscall.EINTR,
+	} {
 		if errors.Is(err, passing) {
 			return true
 		}

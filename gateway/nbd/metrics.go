@@ -22,11 +22,12 @@ type metrics struct {
 }
 
 func newMetrics(s *Server, reg prometheus.Registerer) *metrics {
-	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "varve", Subsystem: "nbd", Name: name, Help: help})
+	opts := func(name, help string) prometheus.CounterOpts {
+		return prometheus.CounterOpts{Namespace: "varve", Subsystem: "nbd", Name: name, Help: help}
 	}
+	counter := func(name, help string) prometheus.Counter { return prometheus.NewCounter(opts(name, help)) }
 	vec := func(name, help, label string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "varve", Subsystem: "nbd", Name: name, Help: help}, []string{label})
+		return prometheus.NewCounterVec(opts(name, help), []string{label})
 	}
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "varve", Subsystem: "nbd", Name: name, Help: help}, f)
@@ -51,7 +52,8 @@ func newMetrics(s *Server, reg prometheus.Registerer) *metrics {
 		return m
 	}
 	all := func(*conn) bool { return true }
-	reg.MustRegister(requests, errs, m.unknown, m.readBytes, m.writtenBytes, m.busy, m.attached, m.handshakeErrors, m.shed, m.refused,
+	reg.MustRegister(requests, errs, m.unknown, m.readBytes, m.writtenBytes, m.busy,
+		m.attached, m.handshakeErrors, m.shed, m.refused,
 		gauge("connections", "Connections in transmission.", func() float64 { return float64(len(s.connections(all))) }),
 		gauge("handshakes", "Connections in handshake.", func() float64 { return float64(s.admit.waiting()) }),
 		gauge("in_flight", "Requests accepted and not yet answered.", func() float64 {
