@@ -29,6 +29,7 @@ package namespace
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"time"
 
 	"github.com/google/uuid"
@@ -185,14 +186,21 @@ func stamp(t *time.Time) *state.Time {
 }
 
 // Remove takes a file or link away and returns it as it was.
-func (n *Namespace) Remove(ctx context.Context, fsid, dir uint64, name string) (state.Inode, error) {
-	i, err := n.store.View().Lookup(fsid, dir, name)
-	if err != nil {
-		return state.Inode{}, err
+func (n *Namespace) Remove(ctx context.Context, fsid, dir uint64, name string) (i state.Inode, err error) {
+	for range removeTries {
+		if i, err = n.store.View().Lookup(fsid, dir, name); err != nil {
+			return state.Inode{}, err
+		}
+		// The number says which file is meant: another one may take the name meanwhile.
+		_, err = n.raft.Apply(ctx, &state.RemoveInode{FSID: fsid, Dir: dir, Name: name, Ino: i.Ino})
+		if !errors.Is(err, state.ErrConflict) {
+			break
+		}
 	}
-	_, err = n.raft.Apply(ctx, &state.RemoveInode{FSID: fsid, Dir: dir, Name: name})
 	return i, err
 }
+
+const removeTries = 16
 
 // Rmdir takes an empty directory away.
 func (n *Namespace) Rmdir(ctx context.Context, fsid, dir uint64, name string) error {

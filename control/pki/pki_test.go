@@ -3,6 +3,7 @@ package pki
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -104,16 +105,28 @@ func TestHandshake(t *testing.T) {
 		"other name": {&tls.Config{RootCAs: s.Pool(), ServerName: "192.0.2.1"}, false},
 		"no CA":      {&tls.Config{ServerName: "127.0.0.1"}, false},
 	} {
-		a, b := net.Pipe()
-		done := make(chan struct{})
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
 		go func() {
-			tls.Server(a, s.TLS()).Handshake()
-			a.Close()
-			close(done)
+			a, err := ln.Accept()
+			if err == nil {
+				err = errors.Join(tls.Server(a, s.TLS()).Handshake(), a.Close())
+			}
+			done <- err
 		}()
-		err := tls.Client(b, c.conf).Handshake()
+		b, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = tls.Client(b, c.conf).Handshake()
 		b.Close()
-		<-done
+		if served := <-done; c.ok && served != nil {
+			t.Errorf("%s: server: %v", name, served)
+		}
+		ln.Close()
 		if (err == nil) != c.ok {
 			t.Errorf("%s: %v", name, err)
 		}

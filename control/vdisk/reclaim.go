@@ -2,6 +2,7 @@ package vdisk
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -10,6 +11,10 @@ import (
 )
 
 const (
+	// gather lets the removals of a burst be recorded as done by one commit.
+	gather       = 50 * time.Millisecond
+	deleters     = 4
+	deleteMax    = 2 * time.Minute // of one attempt; the next goes on where it stopped
 	retryFirst   = time.Second
 	retryMax     = time.Minute
 	doneBatchMax = 256
@@ -20,8 +25,8 @@ type retry struct {
 	wait  time.Duration
 }
 
-// Run has the engine delete doomed volumes until ctx ends. A volume whose deletion fails is tried again later, ever more
-// slowly, without holding up the others; the state remembers it over restarts.
+// Run has the engine delete doomed volumes until ctx ends, a few at a time. A volume whose deletion fails is tried again
+// later, ever more slowly, without holding up the others; the state remembers it over restarts.
 func (c *Controller) Run(ctx context.Context) error {
 	failed := make(map[uuid.UUID]retry)
 	for ctx.Err() == nil {
@@ -34,6 +39,10 @@ func (c *Controller) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-changed:
+			select {
+			case <-ctx.Done():
+			case <-time.After(gather):
+			}
 		case <-due:
 		}
 	}
@@ -42,42 +51,63 @@ func (c *Controller) Run(ctx context.Context) error {
 
 // reclaim deletes what is due and returns when the next of the rest is; zero if nothing is left.
 func (c *Controller) reclaim(ctx context.Context, doomed []state.Doomed, failed map[uuid.UUID]retry) (next time.Time) {
-	var done []uuid.UUID
-	left := make(map[uuid.UUID]bool)
-	later := func(d state.Doomed, r retry) {
-		failed[d.ID], left[d.ID] = r, true
+	now := time.Now()
+	var due []state.Doomed
+	waiting := make(map[uuid.UUID]retry, len(failed))
+	for _, d := range doomed {
+		switch r := failed[d.ID]; {
+		case now.Before(r.after):
+			waiting[d.ID] = r
+		case len(due) < doneBatchMax:
+			due = append(due, d)
+		default: // the commit of this batch changes the table, and the rest comes in the next round
+			waiting[d.ID] = retry{after: now, wait: r.wait}
+		}
+	}
+	done := c.deleteAll(ctx, due, failed, waiting)
+	if len(done) > 0 {
+		if _, err := c.cfg.Raft.Apply(ctx, &state.DeleteVolumeDone{Volumes: done}); err != nil {
+			c.cfg.Log.Warn("recording deleted volumes did not work, it is tried again", "volumes", len(done), "err", err)
+			next = now.Add(retryFirst)
+		}
+	}
+	clear(failed)
+	for id, r := range waiting {
+		failed[id] = r
 		if next.IsZero() || r.after.Before(next) {
 			next = r.after
 		}
 	}
-	for _, d := range doomed {
+	return next
+}
+
+// deleteAll returns the volumes of which nothing is left; the others go to waiting.
+func (c *Controller) deleteAll(ctx context.Context, due []state.Doomed, failed, waiting map[uuid.UUID]retry) (done []uuid.UUID) {
+	var mu sync.Mutex // guards done and waiting
+	var g sync.WaitGroup
+	free := make(chan struct{}, deleters)
+	for _, d := range due {
 		r := failed[d.ID]
-		if ctx.Err() != nil || time.Now().Before(r.after) {
-			later(d, r)
-			continue
-		}
-		if err := c.cfg.Engine.Delete(ctx, d); err != nil {
+		free <- struct{}{}
+		g.Go(func() {
+			defer func() { <-free }()
+			attempt, cancel := context.WithTimeout(ctx, deleteMax)
+			defer cancel()
+			err := c.cfg.Engine.Delete(attempt, d)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				done = append(done, d.ID)
+				return
+			}
 			r.wait = min(max(2*r.wait, retryFirst), retryMax)
 			r.after = time.Now().Add(r.wait)
-			c.cfg.Log.Warn("deleting a volume did not work, it is tried again", "volume", d.ID, "path", d.Path, "in", r.wait, "err", err)
-			later(d, r)
-			continue
-		}
-		done = append(done, d.ID)
-		if len(done) == doneBatchMax {
-			break // the commit changes the table, and the rest comes in the next round
-		}
+			waiting[d.ID] = r
+			if ctx.Err() == nil {
+				c.cfg.Log.Warn("deleting a volume did not work, it is tried again", "volume", d.ID, "path", d.Path, "in", r.wait, "err", err)
+			}
+		})
 	}
-	if len(done) > 0 {
-		if _, err := c.cfg.Raft.Apply(ctx, &state.DeleteVolumeDone{Volumes: done}); err != nil {
-			c.cfg.Log.Warn("recording deleted volumes did not work, it is tried again", "volumes", len(done), "err", err)
-			next = time.Now().Add(retryFirst)
-		}
-	}
-	for id := range failed {
-		if !left[id] {
-			delete(failed, id)
-		}
-	}
-	return next
+	g.Wait()
+	return done
 }
