@@ -164,6 +164,7 @@ func (c *conn) read(ctx context.Context) error {
 			c.in.Shrink()
 			c.s.giveBuffer(c.replies)
 			c.replies, c.touched = nil, nil
+			c.request = request{} // parts of it lie in the buffer given up
 		default:
 			return err
 		}
