@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -225,30 +226,44 @@ func TestCrash(t *testing.T) {
 	}
 }
 
+// cutAt cuts the power at the n-th mutating call from now, 0 is the next, and gives what gives the disk of that moment, or nil.
+func cutAt(fs *vfs.Mem, n int, seed int64, survive float64) func() *vfs.Mem {
+	var mu sync.Mutex // Pebble calls from several goroutines
+	var cut *vfs.Mem
+	fs.OnCall(func(vfs.Call) {
+		mu.Lock()
+		defer mu.Unlock()
+		if n--; n == -1 {
+			cut = fs.Crash(seed, survive)
+		}
+	})
+	return func() *vfs.Mem {
+		fs.OnCall(nil)
+		mu.Lock()
+		defer mu.Unlock()
+		return cut
+	}
+}
+
 func crashRun(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	fs := vfs.NewMem(int64(seed))
 	s := openStore(t, fs, 0)
 	m, evicted := model{}, int64(0)
-	for range 6 {
+	for range 8 {
 		m[handle(t, s)] = make([]Ref, modelBlocks)
 	}
 	ok(t, s.Checkpoint([]KV{{[]byte("round"), []byte("0")}}, nil))
 	for round := range 6 {
 		var since []op
 		checkpointed := fmt.Sprint(round)
-		var cut *vfs.Mem
+		taken := func() *vfs.Mem { return nil }
 		at := r.IntN(800)
 		for i := range 800 {
 			o := randomOp(r, len(m))
 			since = append(since, o)
 			if i == at { // in the middle of whatever this operation calls
-				n := 1 + r.IntN(8)
-				fs.OnCall(func(vfs.Call) {
-					if n--; n == 0 {
-						cut = fs.Crash(r.Int64(), float64(round%3)/2)
-					}
-				})
+				taken = cutAt(fs, r.IntN(8), r.Int64(), float64(round%3)/2)
 			}
 			ok(t, o.do(s))
 			m.do(o)
@@ -265,7 +280,7 @@ func crashRun(t *testing.T, seed uint64) {
 			}
 		}
 		evicted += s.Stats().Evictions
-		fs.OnCall(nil)
+		cut := taken()
 		if cut == nil {
 			cut = fs.Crash(r.Int64(), float64(round%3)/2)
 		}
@@ -280,7 +295,11 @@ func crashRun(t *testing.T, seed uint64) {
 			ok(t, o.do(s))
 		}
 		m.compare(t, s)
+		during := cutAt(fs, r.IntN(6), r.Int64(), float64(r.IntN(3))/2)
 		ok(t, s.Checkpoint([]KV{{[]byte("round"), []byte(fmt.Sprint(round + 1))}}, nil))
+		if cut := during(); cut != nil {
+			checkRedo(t, cut, since, m, round)
+		}
 		cut = fs.Crash(r.Int64(), 0) // and nothing is needed after a checkpoint
 		ok(t, s.Close())
 		fs = cut
