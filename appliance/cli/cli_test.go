@@ -354,6 +354,10 @@ func TestSettingsByFlagThenEnvironmentThenFile(t *testing.T) {
 		return f, err
 	}
 	write(`{"nbd": ":1", "nfs": ":1", "log-size": "1GiB"}`)
+	e := &env{std: Std{Getenv: func(string) string { return "" }}, data: dir, output: outputTable}
+	if c := e.rebuildCommand(); e.settle(c.Flags()) != nil || c.Flags().Lookup("log-size").Value.String() != "1GiB" {
+		t.Error("rebuild does not take its part of serve's file")
+	}
 	f, err := resolve(map[string]string{"VARVE_NBD": ":2", "VARVE_NFS": ":2"}, "--nbd", ":3")
 	if err != nil || f.nbd != ":3" || f.nfs != ":2" || f.logSize != "1GiB" {
 		t.Errorf("settled %+v %v", f, err)
@@ -389,7 +393,7 @@ func TestBadServeFlagsExitWithUsage(t *testing.T) {
 func TestMessagesCannotDrawLines(t *testing.T) {
 	var b bytes.Buffer
 	code := report(&b, &Failure{Exit: ExitNotFound, What: "show", Object: "a\nvarve: b\x1b[31m", Why: "gone"}, false)
-	if want := "varve: show a varve: b?[31m: gone\n"; code != 3 || b.String() != want {
+	if want := "varve: show a; varve: b?[31m: gone\n"; code != 3 || b.String() != want {
 		t.Errorf("%d %q, want %q", code, b.String(), want)
 	}
 	b.Reset()

@@ -64,7 +64,8 @@ func report(w io.Writer, err error, asJSON bool) int {
 		f = &Failure{Exit: ExitFailed, Why: err.Error(), Err: err}
 	}
 	if !asJSON {
-		fmt.Fprintf(w, "varve: %s\n", oneLine(f.Error()))
+		text := strings.ReplaceAll(f.Error(), "\n", "; ") // joined errors stand one per line
+		fmt.Fprintf(w, "varve: %s\n", oneLine(text))
 		return f.Exit
 	}
 	type body struct {

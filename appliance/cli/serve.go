@@ -112,8 +112,9 @@ func (e *env) settle(flags *pflag.FlagSet) error {
 		return &Failure{Exit: ExitUsage, What: "read configuration", Object: path, Why: reason(err), Remedy: "correct the file or remove it", Err: err}
 	}
 	global := map[string]bool{"data": true, "at": true, "token-file": true, "ca": true, "output": true, "timeout": true, "help": true}
+	known := e.serveCommand().Flags() // the file is serve's, also where a command uses some of it
 	for name := range file {
-		if flags.Lookup(name) == nil || global[name] {
+		if known.Lookup(name) == nil || global[name] {
 			return &Failure{Exit: ExitUsage, What: "read configuration", Object: path, Why: fmt.Sprintf("there is no setting %q", name),
 				Remedy: "see varve serve --help"}
 		}

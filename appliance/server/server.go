@@ -116,6 +116,7 @@ func (a *appliance) run(ctx context.Context, ready func(Summary)) error {
 	core, coreCtx := errgroup.WithContext(inner)
 	core.Go(func() error { return named("volume driver", a.driver.Run(coreCtx)) })
 	core.Go(func() error { return named("control", a.raft.Run(coreCtx)) })
+	core.Go(func() error { return named("volume driver", a.untilBroken(coreCtx)) })
 
 	outer, stopOuter := context.WithCancelCause(ctx)
 	defer stopOuter(nil)
@@ -151,6 +152,25 @@ func (a *appliance) run(ctx context.Context, ready func(Summary)) error {
 		return err
 	case <-time.After(a.cfg.DrainTime):
 		return fmt.Errorf("the appliance did not stop within %s; what was acknowledged as durable is on the disk", a.cfg.DrainTime)
+	}
+}
+
+const brokenPoll = 200 * time.Millisecond
+
+// untilBroken returns the driver's error when it can no longer keep what it promised: its block map has no channel that
+// tells so, its log has.
+func (a *appliance) untilBroken(ctx context.Context) error {
+	t := time.NewTicker(brokenPoll)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			if err := a.driver.Err(); err != nil {
+				return err
+			}
+		}
 	}
 }
 
@@ -214,12 +234,6 @@ func (a *appliance) status(_ context.Context, s *v1.Status) {
 	service("https", first(a.doors.https), 0)
 	if a.cfg.Portmap != Off {
 		service("portmap", a.cfg.Portmap, 0)
-	}
-	if err := a.driver.Err(); err != nil {
-		s.Problems = append(s.Problems, "volume driver: "+err.Error())
-	}
-	if err := a.raft.Err(); err != nil {
-		s.Problems = append(s.Problems, "control: "+err.Error())
 	}
 	if d.Log.Occupancy > logFull {
 		s.Problems = append(s.Problems, fmt.Sprintf("the write log is %.0f %% full: the backend does not keep up, guests' writes are slowed",
