@@ -87,7 +87,7 @@ func TestRestoreRefusesDamage(t *testing.T) {
 			t.Fatalf("%s: %v", what, err)
 		}
 	}
-	for i := 0; i < len(good); i += 1 + len(good)/400 {
+	for i := 0; i < len(good); i += 1 + len(good)/150 {
 		b := bytes.Clone(good)
 		b[i] ^= 0x40
 		refuse(fmt.Sprint("flip at ", i), b)

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -211,7 +212,7 @@ func (c *Controller) makeDirs(ctx context.Context, fsid uint64, dir string) (uin
 	return at, nil
 }
 
-// List returns the vDisks of one vPool, or of all where pool is "".
+// List returns the vDisks of one vPool, or of all where pool is "", by name.
 func (c *Controller) List(_ context.Context, pool string) ([]VDisk, error) {
 	v := c.cfg.Store.View()
 	pools := v.VPools()
@@ -228,6 +229,7 @@ func (c *Controller) List(_ context.Context, pool string) ([]VDisk, error) {
 			out = append(out, c.with(p, d))
 		}
 	}
+	slices.SortFunc(out, func(a, b VDisk) int { return strings.Compare(a.FullName(), b.FullName()) })
 	return out, nil
 }
 

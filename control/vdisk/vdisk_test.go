@@ -69,7 +69,7 @@ func TestCreateListShow(t *testing.T) {
 		}
 	}
 	list, err := w.disks.List(t.Context(), "")
-	if err != nil || len(list) != 3 {
+	if err != nil || len(list) != 3 || list[0].Name != "disk2" || list[2].Name != "vm/b" {
 		t.Fatalf("%v, %v", list, err)
 	}
 	for name, c := range map[string]struct {
