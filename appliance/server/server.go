@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
@@ -68,9 +69,11 @@ type appliance struct {
 	fresh   bool
 	tls     *pki.Server
 	nbd     *nbd.Server
-	nfs     *nfs.Server
-	api     *api.Server
-	ready   atomic.Bool
+	// nbdLocal serves the unix socket; it is nbd itself unless that insists on TLS.
+	nbdLocal *nbd.Server
+	nfs      *nfs.Server
+	api      *api.Server
+	ready    atomic.Bool
 }
 
 // wire makes what a fresh appliance lacks and the servers, and starts nothing.
@@ -98,7 +101,15 @@ func (a *appliance) wire(ctx context.Context) error {
 		nbdTLS, tlsConfig = nbd.TLSRequired, a.tls.TLS()
 	}
 	nbdLog := log.With("component", component(a.raft.Cluster(), a.raft.ID(), "nbd"))
-	a.nbd = nbd.New(nbd.Config{Exports: exports.NewNBD(store, a.volumes), TLS: nbdTLS, TLSConfig: tlsConfig, Log: nbdLog, Metrics: a.metrics})
+	names := exports.NewNBD(store, a.volumes)
+	listener := func(which string) prometheus.Registerer {
+		return prometheus.WrapRegistererWith(prometheus.Labels{"listener": which}, a.metrics)
+	}
+	a.nbd = nbd.New(nbd.Config{Exports: names, TLS: nbdTLS, TLSConfig: tlsConfig, Log: nbdLog, Metrics: listener("network")})
+	a.nbdLocal = a.nbd
+	if nbdTLS == nbd.TLSRequired { // but not from programs of this host
+		a.nbdLocal = nbd.New(nbd.Config{Exports: names, Log: nbdLog, Metrics: listener("local")})
+	}
 	nfsLog := log.With("component", component(a.raft.Cluster(), a.raft.ID(), "nfs"))
 	observed := newNFSMetrics(a.metrics, func() nfs.Stats { return a.nfs.Stats() })
 	a.nfs = nfs.New(nfs.Config{Namespace: exports.NewNFS(a.raft, store, a.volumes, a.pools, nfsLog), Verifier: a.driver.Verifier,
@@ -179,8 +190,13 @@ var errCore = errors.New("volume driver or control failed")
 
 // serve starts what talks to clients.
 func (a *appliance) serve(ctx context.Context, g *errgroup.Group) {
-	nbdDoors := append([]net.Listener{a.doors.nbdLocal}, a.doors.nbd...)
-	g.Go(func() error { return named("NBD", a.nbd.Run(ctx, nbdDoors...)) })
+	network, local := a.doors.nbd, []net.Listener{a.doors.nbdLocal}
+	if a.nbdLocal == a.nbd {
+		network = append(local, network...)
+	} else {
+		g.Go(func() error { return named("NBD", a.nbdLocal.Run(ctx, local...)) })
+	}
+	g.Go(func() error { return named("NBD", a.nbd.Run(ctx, network...)) })
 	for _, ln := range a.doors.nfs {
 		g.Go(func() error { return named("NFS", a.nfs.Run(ctx, ln)) })
 	}

@@ -180,6 +180,38 @@ func TestHTTPSNeedsTheTokenAndThePinnedCA(t *testing.T) {
 	}
 }
 
+func TestRequiredTLSIsForTheNetwork(t *testing.T) {
+	cfg := config(t.TempDir())
+	cfg.NBDTLS = "required"
+	r := start(t, cfg)
+	if _, err := r.client.CreateVDisk(t.Context(), "default/d", 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	plain := nbdclient.Target{Network: "tcp", Address: r.summary.NBD, Export: "default/d"}
+	if _, err := nbdclient.Dial(t.Context(), plain); !errors.Is(err, nbdclient.ErrTLSRequired) {
+		t.Errorf("without TLS: %v", err)
+	}
+	pem, err := os.ReadFile(r.summary.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	secure := plain
+	secure.TLS = &tls.Config{RootCAs: pool, ServerName: "127.0.0.1"}
+	c, err := nbdclient.Dial(t.Context(), secure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	local := r.dial("default/d")
+	defer local.Close()
+	got := make([]byte, 4)
+	if err := errors.Join(c.WriteAt(t.Context(), []byte("both"), 0), local.ReadAt(t.Context(), got, 0)); err != nil || string(got) != "both" {
+		t.Errorf("written over TLS, read over the socket: %q %v", got, err)
+	}
+}
+
 func TestSecondServerIsRefused(t *testing.T) {
 	r := start(t, config(t.TempDir()))
 	err := Serve(t.Context(), config(r.cfg.Data), func(Summary) { t.Error("two appliances on one directory") })
