@@ -1,11 +1,13 @@
 package vfs
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -268,4 +270,13 @@ func ignoringEINTR(call func() error) error {
 			return err
 		}
 	}
+}
+
+// BootID tells one boot of this machine from the next. If the kernel does not say, every call counts as another boot.
+func BootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return rand.Text()
+	}
+	return strings.TrimSpace(string(b))
 }

@@ -67,8 +67,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -196,7 +194,7 @@ func (c *Config) fill() error {
 		c.Now = time.Now
 	}
 	if c.BootID == "" {
-		c.BootID = kernelBootID()
+		c.BootID = vfs.BootID()
 	}
 	c.BootID = c.BootID[:min(len(c.BootID), bootIDMax)]
 	switch {
@@ -209,14 +207,6 @@ func (c *Config) fill() error {
 		return fmt.Errorf("write log batches of %d bytes: want at least %d", c.BatchBytes, blockSize)
 	}
 	return nil
-}
-
-func kernelBootID() string {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return uuid.NewString() // unknown counts as another boot
-	}
-	return strings.TrimSpace(string(b))
 }
 
 // segment is a slot with its file.
