@@ -116,7 +116,8 @@ func (w *world) problem(method, path, body string, status int, code string) v1.P
 		w.Fatalf("%s %s: %d %q: %v", method, path, got, text, err)
 	}
 	if got != status || p.Status != status || p.Code != code || header.Get("Content-Type") != "application/problem+json" ||
-		p.Type != "urn:varve:problem:"+code || p.RequestID == "" || p.RequestID != header.Get("X-Request-Id") || p.Title == "" || p.Detail == "" {
+		p.Type != "urn:varve:problem:"+code || p.RequestID == "" ||
+		p.RequestID != header.Get("X-Request-Id") || p.Title == "" || p.Detail == "" {
 		w.Fatalf("%s %s: %d %s, want %d %s", method, path, got, text, status, code)
 	}
 	return p
@@ -234,7 +235,8 @@ func TestProblems(t *testing.T) {
 	w.engine.SetClients(d.Volume.ID, 1)
 	w.problem("DELETE", base+"/vdisks/default/d", "", 409, "conflict")
 	w.problem("DELETE", base+"/vdisks/default/d?force=perhaps", "", 400, "invalid")
-	for _, q := range []string{"", "?lba=1&offset=1", "?lba=-1", "?lba=x", "?lba=99999999999999999999", "?lba=1125899906842625", "?offset=1073741824"} {
+	for _, q := range []string{"", "?lba=1&offset=1", "?lba=-1", "?lba=x", "?lba=99999999999999999999",
+		"?lba=1125899906842625", "?offset=1073741824"} {
 		w.problem("GET", base+"/explain/default/d"+q, "", 400, "invalid")
 	}
 	w.log.Fail(fmt.Errorf("%w: planted", raft.ErrUnavailable))
@@ -299,7 +301,8 @@ func TestAccessMatrix(t *testing.T) {
 		}, map[access]int{admin: 401, local: 401}},
 		{"wrong token", func(r *http.Request) { r.Header.Set("Authorization", "Bearer varve_x") }, map[access]int{admin: 401, local: 401}},
 		{"empty token", func(r *http.Request) { r.Header.Set("Authorization", "Bearer ") }, map[access]int{admin: 401, local: 401}},
-		{"endless token", func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+strings.Repeat("x", 10000)) }, map[access]int{admin: 401, local: 401}},
+		{"endless token", func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+strings.Repeat("x", 10000)) },
+			map[access]int{admin: 401, local: 401}},
 		{"basic", func(r *http.Request) { r.SetBasicAuth("admin", w.token) }, map[access]int{admin: 401, local: 401}},
 		{"token", func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+w.token) }, nil},
 		{"token, lower case scheme", func(r *http.Request) { r.Header.Set("Authorization", "bearer "+w.token) }, nil},
@@ -325,7 +328,8 @@ func TestAccessMatrix(t *testing.T) {
 			}
 		}
 		// Tricks with the path or method reach no handler without a token.
-		for _, trick := range []struct{ method, path string }{{route.method, "/" + path}, {route.method, path + "/"}, {route.method, strings.ToUpper(path)},
+		for _, trick := range []struct{ method, path string }{
+			{route.method, "/" + path}, {route.method, path + "/"}, {route.method, strings.ToUpper(path)},
 			{route.method, strings.Replace(path, "/api", "/%61pi", 1)}, {"HEAD", path}, {"OPTIONS", path}, {"TRACE", path}} {
 			if route.access != admin {
 				continue
@@ -501,7 +505,8 @@ func TestClientOverHTTPS(t *testing.T) {
 	if err := w.server.Serve(t.Context(), ln, nil); err == nil {
 		t.Fatal("served TCP without TLS")
 	}
-	for _, bad := range []client.Config{{}, {Socket: "a", URL: "https://b"}, {URL: "http://b"}, {URL: "https://b/c"}, {URL: "https://b", CAFile: "/nope"},
+	for _, bad := range []client.Config{{}, {Socket: "a", URL: "https://b"}, {URL: "http://b"}, {URL: "https://b/c"},
+		{URL: "https://b", CAFile: "/nope"},
 		{URL: "https://b", CAFile: filepath.Join(w.dir, tokenFile)}} {
 		if _, err := client.New(bad); err == nil {
 			t.Errorf("%+v was taken", bad)

@@ -90,7 +90,8 @@ func (s *Server) fail(err error, c echo.Context) {
 	p := problem(err)
 	p.Type, p.RequestID = "urn:varve:problem:"+p.Code, requestID(c)
 	if p.Code == "internal" {
-		s.cfg.Log.Error("api request failed", "request", p.RequestID, "method", c.Request().Method, "path", c.Request().URL.Path, "err", err)
+		s.cfg.Log.Error("api request failed", "request", p.RequestID, "method", c.Request().Method,
+			"path", c.Request().URL.Path, "err", err)
 	}
 	if p.Status == http.StatusUnauthorized {
 		c.Response().Header().Set("WWW-Authenticate", "Bearer")

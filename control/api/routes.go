@@ -288,7 +288,8 @@ const blockBytes = 4096
 func (s *Server) explain(c echo.Context) error {
 	lba, offset := c.QueryParam("lba"), c.QueryParam("offset")
 	if (lba == "") == (offset == "") {
-		return refuse(http.StatusBadRequest, "invalid", "exactly one address is needed", "send lba (in 4 KiB blocks) or offset (in bytes)")
+		return refuse(http.StatusBadRequest, "invalid", "exactly one address is needed",
+			"send lba (in 4 KiB blocks) or offset (in bytes)")
 	}
 	at, err := strconv.ParseUint(lba+offset, 10, 63)
 	if err != nil || lba != "" && at > 1<<50 {
@@ -317,10 +318,12 @@ func (s *Server) rebuild(c echo.Context) error {
 		return err
 	}
 	if s.cfg.Rebuild == nil {
-		return refuse(http.StatusServiceUnavailable, "unavailable", "this appliance cannot rebuild while it serves", "stop it and run varve rebuild")
+		return refuse(http.StatusServiceUnavailable, "unavailable", "this appliance cannot rebuild while it serves",
+			"stop it and run varve rebuild")
 	}
 	rc := http.NewResponseController(c.Response())
-	if err := errors.Join(rc.SetReadDeadline(time.Time{}), rc.SetWriteDeadline(time.Time{})); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	err := errors.Join(rc.SetReadDeadline(time.Time{}), rc.SetWriteDeadline(time.Time{}))
+	if err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return fmt.Errorf("lift the deadlines of a rebuild: %w", err)
 	}
 	report, err := s.cfg.Rebuild(c.Request().Context(), in)
@@ -343,9 +346,11 @@ func toVPool(p vpool.VPool) v1.VPool {
 }
 
 func (s *Server) toVDisk(d vdisk.VDisk) v1.VDisk {
-	out := v1.VDisk{Name: d.FullName(), VPool: d.Pool.Name, ID: d.Volume.ID, File: d.Path, Size: v1.Size(d.Info.Size), Used: v1.Size(d.Info.Used),
+	out := v1.VDisk{Name: d.FullName(), VPool: d.Pool.Name, ID: d.Volume.ID, File: d.Path,
+		Size: v1.Size(d.Info.Size), Used: v1.Size(d.Info.Used),
 		State: string(d.Volume.State), Class: d.Pool.Class, Epoch: d.Volume.Epoch, Open: d.Info.Open, Clients: d.Clients,
-		Pending: v1.Size(d.Info.Pending), Created: utc(d.Volume.Created), Modified: d.Info.Modified.UTC(), Rev: max(d.Volume.Rev, d.Inode.Rev)}
+		Pending: v1.Size(d.Info.Pending), Created: utc(d.Volume.Created), Modified: d.Info.Modified.UTC(),
+		Rev: max(d.Volume.Rev, d.Inode.Rev)}
 	if n, err := s.cfg.Store.View().Node(d.Volume.Owner); err == nil {
 		out.Owner = n.Name
 	}

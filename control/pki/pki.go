@@ -158,7 +158,8 @@ func (s *Server) makeCA() error {
 		return err
 	}
 	now := s.cfg.Now()
-	t := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{Organization: []string{"Varve"}, CommonName: "Varve CA " + s.cfg.Name},
+	t := &x509.Certificate{SerialNumber: serial,
+		Subject:   pkix.Name{Organization: []string{"Varve"}, CommonName: "Varve CA " + s.cfg.Name},
 		NotBefore: now.Add(-skew), NotAfter: now.Add(caLife), IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
 	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)

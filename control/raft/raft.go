@@ -218,8 +218,9 @@ func (n *Node) checkLog(snapshotIndex uint64) error {
 		return fmt.Errorf("read raft log: %w", err)
 	}
 	if reached := max(last, snapshotIndex); reached < mark {
-		return fmt.Errorf("%w: the raft log ends at entry %d but had reached %d: committed changes are lost; check the disk and restore %s "+
-			"from a backup, or start in an empty data directory and rebuild the vpools from their backends", ErrIdentity, reached, mark, n.dir)
+		return fmt.Errorf("%w: the raft log ends at entry %d but had reached %d: committed changes are lost; "+
+			"check the disk and restore %s from a backup, or start in an empty data directory and rebuild the vpools "+
+			"from their backends", ErrIdentity, reached, mark, n.dir)
 	}
 	return nil
 }

@@ -140,8 +140,9 @@ func (c *CreateVPool) apply(t *tx) (Result, error) {
 		case p.ID == c.ID || p.FSID == FSIDOf(c.ID):
 			return Result{}, &Error{Err: ErrExist, Object: "vpool id " + c.ID.String(), By: []string{p.Name}}
 		case p.Backend.Overlaps(c.Backend):
-			return Result{}, &Error{Err: ErrConflict, Object: "vpool " + quote(c.Name), Detail: "its backend overlaps that of another vpool",
-				By: []string{p.Name}, Remedy: "give every vpool a directory of its own"}
+			return Result{}, &Error{Err: ErrConflict, Object: "vpool " + quote(c.Name),
+				Detail: "its backend overlaps that of another vpool",
+				By:     []string{p.Name}, Remedy: "give every vpool a directory of its own"}
 		}
 	}
 	p := &VPool{ID: c.ID, Name: c.Name, FSID: FSIDOf(c.ID), Backend: c.Backend, Clients: slices.Clone(c.Clients),

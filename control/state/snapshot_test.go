@@ -159,7 +159,8 @@ func FuzzApply(f *testing.F) {
 	for _, entry := range seed.log {
 		f.Add(entry[4:], true)
 	}
-	f.Add([]byte(`{"v":1,"t":"rename","id":"aaaaaaaa-0000-4000-8000-000000000009","at":1,"p":{"fsid":12297829379609722880,"from_dir":1,"from":"vm","to_dir":2,"to":"vm"}}`), true)
+	f.Add([]byte(`{"v":1,"t":"rename","id":"aaaaaaaa-0000-4000-8000-000000000009","at":1,`+
+		`"p":{"fsid":12297829379609722880,"from_dir":1,"from":"vm","to_dir":2,"to":"vm"}}`), true)
 	f.Add([]byte("not json"), false)
 	f.Fuzz(func(t *testing.T, body []byte, sum bool) {
 		entry := append([]byte{0, 0, 0, 0}, body...)

@@ -104,7 +104,8 @@ func (c *Controller) deleteAll(ctx context.Context, due []state.Doomed, failed, 
 			r.after = time.Now().Add(r.wait)
 			waiting[d.ID] = r
 			if ctx.Err() == nil {
-				c.cfg.Log.Warn("deleting a volume did not work, it is tried again", "volume", d.ID, "path", d.Path, "in", r.wait, "err", err)
+				c.cfg.Log.Warn("deleting a volume did not work, it is tried again", "volume", d.ID, "path", d.Path,
+					"in", r.wait, "err", err)
 			}
 		})
 	}

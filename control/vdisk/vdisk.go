@@ -196,7 +196,8 @@ func (c *Controller) makeDirs(ctx context.Context, fsid uint64, dir string) (uin
 		}
 		n, err := c.cfg.Store.View().Lookup(fsid, at, name)
 		if errors.Is(err, state.ErrNotFound) {
-			_, err = c.cfg.Raft.Apply(ctx, &state.CreateInode{FSID: fsid, Parent: at, Name: name, Kind: state.Dir, How: state.Guarded, Mode: 0o755})
+			_, err = c.cfg.Raft.Apply(ctx, &state.CreateInode{FSID: fsid, Parent: at, Name: name, Kind: state.Dir,
+				How: state.Guarded, Mode: 0o755})
 			if err == nil || errors.Is(err, state.ErrExist) {
 				n, err = c.cfg.Store.View().Lookup(fsid, at, name)
 			}

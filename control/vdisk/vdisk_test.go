@@ -78,9 +78,11 @@ func TestCreateListShow(t *testing.T) {
 	}{
 		"default/disk2": {1 << 30, state.ErrExist}, "default/vm/b": {1 << 30, state.ErrExist}, "nope/x": {1 << 30, state.ErrNotFound},
 		"default": {1 << 30, state.ErrInvalid}, "default/": {1 << 30, state.ErrInvalid}, "default/x": {0, state.ErrInvalid},
-		"default/y": {513, state.ErrInvalid}, "default/z": {state.VolumeBytesMax + 512, state.ErrInvalid}, "default/n": {-512, state.ErrInvalid},
+		"default/y": {513, state.ErrInvalid}, "default/z": {state.VolumeBytesMax + 512, state.ErrInvalid},
+		"default/n":         {-512, state.ErrInvalid},
 		"default/x.raw.raw": {1 << 30, state.ErrInvalid}, "default/../x": {1 << 30, state.ErrInvalid},
-		"default/a//x": {1 << 30, state.ErrInvalid}, "default/a/./x": {1 << 30, state.ErrInvalid}, "default/x/": {1 << 30, state.ErrInvalid}, "default/disk2.raw/x": {1 << 30, state.ErrNotDir},
+		"default/a//x": {1 << 30, state.ErrInvalid}, "default/a/./x": {1 << 30, state.ErrInvalid},
+		"default/x/": {1 << 30, state.ErrInvalid}, "default/disk2.raw/x": {1 << 30, state.ErrNotDir},
 	} {
 		_, err := w.disks.Create(t.Context(), name, c.size)
 		if !errors.Is(err, c.want) {

@@ -133,7 +133,8 @@ func (c *Controller) Create(ctx context.Context, s Spec) (VPool, error) {
 	}
 	findings, err := c.cfg.Engine.ProbeBackend(ctx, b)
 	if err != nil {
-		return VPool{}, &state.Error{Err: state.ErrInvalid, Object: "vpool " + s.Name, Detail: "its backend does not work: " + err.Error(),
+		return VPool{}, &state.Error{Err: state.ErrInvalid, Object: "vpool " + s.Name,
+			Detail: "its backend does not work: " + err.Error(),
 			Remedy: "make " + b.Dir + " a directory that this process may write to, on a local file system"}
 	}
 	if _, err := c.cfg.Raft.Apply(ctx, cmd); err != nil {
