@@ -699,3 +699,19 @@ func TestHotPathAllocations(t *testing.T) {
 		t.Errorf("%g allocations a read", n)
 	}
 }
+
+// TestClaim: an empty store is claimed once; when volumes have objects somewhere and the store is empty, it is another one.
+func TestClaim(t *testing.T) {
+	ctx := context.Background()
+	store := backendtest.NewMem()
+	d := startOn(t, vfs.NewMem(21), eager, store, time.Second)
+	must(t, d.Claim(ctx, testPool, store))
+	must(t, d.Claim(ctx, testPool, store))
+	v := create(t, d, testVolume, 1<<20)
+	must(t, v.Write(ctx, block(1), 0, 0))
+	must(t, d.Drain(ctx))
+	must(t, d.Claim(ctx, testPool, store))
+	if err := d.Claim(ctx, testPool, backendtest.NewMem()); !errors.Is(err, ErrStrangeBackend) {
+		t.Errorf("an empty store in the place of a used one: %v", err)
+	}
+}
