@@ -73,6 +73,8 @@ const (
 	startTimeout           = 60 * time.Second
 	applySlow              = 2 * time.Second
 	watermarkEvery         = 5 * time.Second
+	lockTries              = 10
+	lockPause              = 50 * time.Millisecond
 )
 
 // Config of a node. Dir is required; it is made if it is missing.
@@ -187,8 +189,23 @@ func (n *Node) lockDir() error {
 		return fmt.Errorf("lock control directory: %w", err)
 	}
 	n.lock = f
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("%w: another process works in %s: %w", ErrUnavailable, n.cfg.Dir, err)
+	// A process that was just killed may live on for a moment in a child between its fork and its exec.
+	for range lockTries {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return nil
+		}
+		time.Sleep(lockPause)
+	}
+	return fmt.Errorf("%w: another process works in %s: %w", ErrUnavailable, n.cfg.Dir, err)
+}
+
+// unlock says so to the kernel, because closing alone would leave the lock to a child between its fork and its exec.
+func (n *Node) unlock() error {
+	if n.lock == nil {
+		return nil
+	}
+	if err := errors.Join(unix.Flock(int(n.lock.Fd()), unix.LOCK_UN), n.lock.Close()); err != nil {
+		return fmt.Errorf("unlock control directory: %w", err)
 	}
 	return nil
 }
@@ -455,8 +472,5 @@ func (n *Node) shutdown() error {
 	if err := n.meta.Close(); err != nil {
 		errs = append(errs, fmt.Errorf("close raft log metadata: %w", err))
 	}
-	if n.lock != nil {
-		errs = append(errs, n.lock.Close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, n.unlock())...)
 }
