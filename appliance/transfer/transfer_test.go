@@ -106,6 +106,18 @@ func (r *ram) Extents(_ context.Context, off, n int64, max int) ([]blockio.Exten
 	return out, nil
 }
 
+// content is what the device holds, and whether nothing was written since its last flush.
+func (r *ram) content() (data []byte, flushed bool, writes int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return bytes.Clone(r.data), r.flushed, r.writes
+}
+
+func (r *ram) equal(want []byte) bool {
+	data, _, _ := r.content()
+	return bytes.Equal(data, want)
+}
+
 // rack serves devices over NBD and stands in for the appliance.
 type rack struct {
 	addr    string
@@ -229,14 +241,14 @@ func TestRawRoundTripKeepsBytesAndHoles(t *testing.T) {
 	if got != (Imported{"default/d", Raw, padded}) || last != size || total != size {
 		t.Errorf("imported %+v, progress %d of %d", got, last, total)
 	}
-	d := k.disk("default/d")
-	if !bytes.Equal(d.data, want) {
+	held, flushed, n := k.disk("default/d").content()
+	if !bytes.Equal(held, want) {
 		t.Error("the vDisk differs from the file")
 	}
-	if !d.flushed {
+	if !flushed {
 		t.Error("the import ended without a flush")
 	}
-	if n := d.writes; n > 12 {
+	if n > 12 {
 		t.Errorf("%d writes for three pieces of data", n)
 	}
 	target, _ := k.Target(t.Context(), "default/d")
@@ -325,14 +337,14 @@ func TestNBDToNBD(t *testing.T) {
 	if _, err := Import(t.Context(), k, uri, "default/copy", ImportOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(k.disk("default/copy").data, src.data) {
+	if !k.disk("default/copy").equal(src.data) {
 		t.Error("import from NBD differs")
 	}
 	target, _ := k.Target(t.Context(), "default/src")
 	if _, err := Export(t.Context(), target, "nbd://"+k.addr+"/default/dst", ExportOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(dst.data[:6<<20], src.data) || !dst.flushed {
+	if held, flushed, _ := dst.content(); !bytes.Equal(held[:6<<20], src.data) || !flushed {
 		t.Error("export to NBD differs: old data shows through holes, or no flush")
 	}
 	if _, err := Export(t.Context(), nbdclient.Target{Network: "tcp", Address: k.addr, Export: "default/dst"}, uri, ExportOptions{}); err == nil {
@@ -385,8 +397,8 @@ func TestConversionsByQemuImg(t *testing.T) {
 		if err != nil {
 			t.Fatalf("import %s: %v", f, err)
 		}
-		if got.Format != f || got.Size != 16<<20 || !bytes.Equal(k.disk(name).data, want) {
-			t.Errorf("import %s: %+v, equal %v", f, got, bytes.Equal(k.disk(name).data, want))
+		if got.Format != f || got.Size != 16<<20 || !k.disk(name).equal(want) {
+			t.Errorf("import %s: %+v, equal %v", f, got, k.disk(name).equal(want))
 		}
 		target, _ := k.Target(t.Context(), name)
 		back := filepath.Join(dir, "out."+string(f))
@@ -436,7 +448,7 @@ func TestImagesThatReferToOtherFilesAreRefused(t *testing.T) {
 	if err := os.WriteFile(descriptor, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Import(t.Context(), k, descriptor, "default/vm", ImportOptions{}); err != nil || !bytes.Equal(k.disk("default/vm").data, want) {
+	if _, err := Import(t.Context(), k, descriptor, "default/vm", ImportOptions{}); err != nil || !k.disk("default/vm").equal(want) {
 		t.Errorf("flat extent beside its descriptor: %v", err)
 	}
 }
