@@ -28,8 +28,8 @@ func (f *frozenFS) do(call func() error) error {
 	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrExist) {
 		return err // an answer, not a failure
 	}
+	f.fail(err) // first: whoever finds it frozen must also find the store failed
 	f.frozen.Store(true)
-	f.fail(err)
 	return nil
 }
 

@@ -154,6 +154,6 @@ func (l pebbleLog) Errorf(format string, args ...any) {
 
 // Fatalf returns, though Pebble expects an exit: the store refuses all work from here on, and the disk is left alone.
 func (l pebbleLog) Fatalf(format string, args ...any) {
-	l.s.disk.frozen.Store(true)
 	l.s.fail(fmt.Errorf("pebble: "+format, args...))
+	l.s.disk.frozen.Store(true)
 }
