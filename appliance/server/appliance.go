@@ -32,6 +32,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -138,6 +139,9 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	named := func(service string) *slog.Logger {
+		return log.With("component", component(b.raft.Cluster(), b.raft.ID(), service))
+	}
 	store := b.raft.State()
 	if guard {
 		if err := b.nothingLost(); err != nil {
@@ -153,16 +157,16 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	}
 	b.driver, err = volumedriver.Open(volumedriver.Config{
 		FS: vfs.OS(), Dir: b.cfg.Data, LogBytes: b.cfg.LogBytes, SegmentBytes: segmentBytes, MapBudgetBytes: b.cfg.MapBytes,
-		SCOBytes: b.cfg.SCOBytes, Ledger: filepath.Join(b.cfg.Data, ledgerName), Log: log.With("component", "volumedriver"), Metrics: b.metrics,
+		SCOBytes: b.cfg.SCOBytes, Ledger: filepath.Join(b.cfg.Data, ledgerName), Log: named("volumedriver"), Metrics: b.metrics,
 	})
 	if err != nil {
 		return fmt.Errorf("open volume driver: %w", err)
 	}
 	b.volumes = exports.NewVolumes(b.raft, store, b.driver, b.raft.ID())
-	b.pools = exports.NewPools(b.driver, openBackend, log)
+	b.pools = exports.NewPools(b.driver, openBackend, named("vpool"))
 	b.engine = exports.NewEngine(store, b.volumes)
-	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Engine: b.pools, Log: log.With("component", "vpool")})
-	b.vdisks = vdisk.New(vdisk.Config{Raft: b.raft, Store: store, Engine: b.engine, Log: log.With("component", "vdisk")})
+	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Engine: b.pools, Log: named("vpool")})
+	b.vdisks = vdisk.New(vdisk.Config{Raft: b.raft, Store: store, Engine: b.engine, Log: named("vdisk")})
 	b.nodes = node.New(b.raft, store, b.raft.ID())
 	return nil
 }

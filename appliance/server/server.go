@@ -28,13 +28,19 @@ func held(err error) bool { return errors.Is(err, syscall.EWOULDBLOCK) }
 
 // Summary is what a person needs to know of an appliance that has become ready.
 type Summary struct {
-	Data                     string
-	NBD, NFS, HTTPS, Portmap string // as others reach them; empty when off
-	NBDSocket, APISocket     string
-	TokenFile, CAFile        string
-	Fresh                    bool
-	Component                string
-	VPools                   []string
+	Data string `json:"data"`
+	// Addresses as others reach them; empty when off.
+	NBD       string   `json:"nbd,omitempty"`
+	NFS       string   `json:"nfs,omitempty"`
+	HTTPS     string   `json:"https,omitempty"`
+	Portmap   string   `json:"portmap,omitempty"`
+	NBDSocket string   `json:"nbd_socket"`
+	APISocket string   `json:"api_socket"`
+	TokenFile string   `json:"token_file"`
+	CAFile    string   `json:"ca_file"`
+	Fresh     bool     `json:"fresh"` // this start made it
+	Component string   `json:"component"`
+	VPools    []string `json:"vpools"`
 }
 
 // Serve runs an appliance until ctx ends, then stops it cleanly and returns nil. ready is called once, when all is open. An
