@@ -263,6 +263,7 @@ func (d *Driver) AddPool(pool uuid.UUID, b backend.Backend) {
 	d.mu.Lock()
 	d.pools[pool] = b
 	d.mu.Unlock()
+	d.health.good(pool)
 	d.destager.notify()
 }
 

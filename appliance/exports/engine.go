@@ -23,18 +23,44 @@ import (
 type OpenBackend func(b state.Backend) (backend.Backend, error)
 
 // Pools holds the opened backends of this process and gives them to the driver. It implements vpool.Engine.
+//
+// A backend that cannot be opened, or that does not hold the vPool's claim (its disk is not mounted), keeps nobody from
+// starting: the vPool's writes go to the log and its state says why, and Run tries again until the backend is there.
 type Pools struct {
 	driver *volumedriver.Driver
 	open   OpenBackend
 	log    *slog.Logger
 
-	mu    sync.Mutex // guards pools
+	mu    sync.Mutex // guards pools and away
 	pools map[uuid.UUID]backend.Backend
+	away  map[uuid.UUID]state.VPool
 }
+
+const awayRetry = 5 * time.Second
 
 // NewPools wires the set, empty.
 func NewPools(driver *volumedriver.Driver, open OpenBackend, log *slog.Logger) *Pools {
-	return &Pools{driver: driver, open: open, log: log, pools: make(map[uuid.UUID]backend.Backend)}
+	return &Pools{driver: driver, open: open, log: log, pools: make(map[uuid.UUID]backend.Backend), away: make(map[uuid.UUID]state.VPool)}
+}
+
+// Run opens, as soon as they are there, the backends that were away, until ctx ends.
+func (p *Pools) Run(ctx context.Context) error {
+	t := time.NewTicker(awayRetry)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		p.mu.Lock()
+		for _, pool := range p.away {
+			if p.addLocked(ctx, pool) == nil {
+				p.log.Info("backend is back", "vpool", pool.Name)
+			}
+		}
+		p.mu.Unlock()
+	}
 }
 
 // Backend implements Backends.
@@ -59,17 +85,32 @@ func (p *Pools) ProbeBackend(ctx context.Context, spec state.Backend) (map[strin
 		"delete": "gone"}, nil
 }
 
-// AddPool implements vpool.Engine.
-func (p *Pools) AddPool(_ context.Context, pool state.VPool) error {
+// AddPool implements vpool.Engine. A backend that is away is no error.
+func (p *Pools) AddPool(ctx context.Context, pool state.VPool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, ok := p.pools[pool.ID]; ok {
 		return nil
 	}
+	if err := p.addLocked(ctx, pool); err != nil {
+		p.log.Error("backend is away: writes stay in the log", "vpool", pool.Name, "err", err)
+		p.away[pool.ID] = pool
+	}
+	return nil
+}
+
+func (p *Pools) addLocked(ctx context.Context, pool state.VPool) error {
 	b, err := p.open(pool.Backend)
+	if err == nil {
+		if err = p.driver.Claim(ctx, pool.ID, b); err != nil {
+			err = errors.Join(err, b.Close())
+		}
+	}
 	if err != nil {
+		p.driver.PoolAway(pool.ID, err)
 		return err
 	}
+	delete(p.away, pool.ID)
 	p.pools[pool.ID] = b
 	p.driver.AddPool(pool.ID, b)
 	return nil
@@ -79,6 +120,7 @@ func (p *Pools) AddPool(_ context.Context, pool state.VPool) error {
 func (p *Pools) RemovePool(_ context.Context, id uuid.UUID) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	delete(p.away, id)
 	b, ok := p.pools[id]
 	if !ok {
 		return nil

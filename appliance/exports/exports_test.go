@@ -25,6 +25,7 @@ import (
 	"varve/gateway/nfs"
 	"varve/volumedriver"
 	"varve/volumedriver/backend"
+	"varve/volumedriver/backend/backendtest"
 	"varve/volumedriver/backend/local"
 	"varve/volumedriver/blockio"
 	"varve/volumedriver/vfs"
@@ -457,5 +458,32 @@ func TestSpaceIsThatOfTheBackend(t *testing.T) {
 	}
 	if _, _, _, _, _, err := b.nfs.Space(t.Context(), 12345); !errors.Is(err, nfs.ErrStale) {
 		t.Errorf("space of an unknown vPool: %v", err)
+	}
+}
+
+// TestBackendAway: a store without the vPool's claim is not used, and keeps nobody from starting.
+func TestBackendAway(t *testing.T) {
+	ctx := context.Background()
+	d, err := volumedriver.Open(volumedriver.Config{FS: vfs.NewMem(1), Dir: "/d", LogBytes: 16 << 20, SegmentBytes: 4 << 20, NoPrewrite: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	away := errors.New("not mounted")
+	p := NewPools(d, func(state.Backend) (backend.Backend, error) { return nil, away }, slog.New(slog.DiscardHandler))
+	defer p.Close()
+	pool := state.VPool{ID: uuid.New(), Name: "fast"}
+	if err := p.AddPool(ctx, pool); err != nil {
+		t.Fatalf("a backend that is away stops the start: %v", err)
+	}
+	if h := d.PoolHealth(pool.ID); h.Err == "" {
+		t.Error("the vPool's state does not say that its backend is away")
+	}
+	p.open = func(state.Backend) (backend.Backend, error) { return backendtest.NewMem(), nil }
+	if err := p.AddPool(ctx, pool); err != nil {
+		t.Fatal(err)
+	}
+	if h := d.PoolHealth(pool.ID); h.Err != "" {
+		t.Errorf("the backend is back, yet %q", h.Err)
 	}
 }

@@ -133,6 +133,7 @@ func (a *appliance) run(ctx context.Context, ready func(Summary)) error {
 	core, coreCtx := errgroup.WithContext(inner)
 	core.Go(func() error { return named("volume driver", a.driver.Run(coreCtx)) })
 	core.Go(func() error { return named("control", a.raft.Run(coreCtx)) })
+	core.Go(func() error { return named("vPools", a.pools.Run(coreCtx)) })
 	core.Go(func() error { return named("volume driver", a.untilBroken(coreCtx)) })
 
 	outer, stopOuter := context.WithCancelCause(ctx)
