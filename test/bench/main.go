@@ -1,4 +1,168 @@
-// Command bench compares Varve with its peers on this machine in one interleaved run and prints ratios beside their goals.
+// Command bench measures Varve beside its peers on this machine, in one interleaved run, and prints every figure as a
+// ratio beside its goal.
+//
+// NBD peers: qemu-nbd with the page cache (writeback) and without (none), nbdkit file, nbdkit memory, nbd-server. NFSv3
+// peer: nfs-ganesha with its VFS back end. Clients: fio's nbd and nfs engines; `qemu-img bench` where a flush has to come
+// after exactly 32 writes (fio's --fsync=32 sends one after 2 to 6); our own pipelined clients where neither can ask for
+// what the row is about (FUA, FILE_SYNC, COMMIT per 32, one RPC per metadata operation). The client is the same for all
+// servers of a row.
+//
+// # What makes the comparison fair
+//
+//   - All servers keep their files below one directory, on one file system. All are spoken to over TCP on the loopback.
+//   - The servers run side by side, and each repetition measures all of them, forwards and backwards in turn (ABBA), so that
+//     drift of the machine meets all alike. A ratio is taken within a repetition; printed are its median, least and greatest.
+//   - Every server's disk is overwritten twice before anything is measured, once in order with 1 MiB, once at random with
+//     4 KiB. Ours has a log of 1 GiB, so by then it has wrapped: no segment is fresh, and uploads go on all the time.
+//   - Before each run the machine's dirty pages are synced. Ours works off what it has to destage in its own time: it is
+//     stopped (SIGSTOP) while a peer is measured, so that its background work neither disturbs a peer nor is given away.
+//   - Page cache: the area is 1 GiB and fits in it. "warm" means read through once before; "cold" that the page cache was
+//     dropped before each run (root only).
+//   - CPU is utime+stime of the server and its children per 4 KiB operation, over the run; "with destage" adds what ours uses
+//     until it is idle again. What the kernel spends on writeback is in no server's figure. RSS is that after the run.
+//
+// # Settings
+//
+//	BENCH_TIME    seconds of each timed run (2)
+//	BENCH_REPEAT  repetitions (5)
+//	BENCH_ROWS    "G1 G13": these rows only
+//	BENCH_PEERS   "nbdkit file,nfs-ganesha": these peers only; ours is always there
+//
+// All samples go to .cache/bench as JSON. The exit status says whether the measurement succeeded, not whether goals are met.
 package main
 
-func main() {}
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"varve/test/harness"
+)
+
+// settings are what the environment says.
+type settings struct {
+	runTime time.Duration
+	repeat  int
+	rows    []string // empty: all
+	peers   []string // empty: all
+}
+
+const (
+	repeatMax  = 100
+	runTimeMax = 10 * time.Minute
+)
+
+func readSettings(getenv func(string) string) (settings, error) {
+	s := settings{runTime: 2 * time.Second, repeat: 5}
+	if v := getenv("BENCH_TIME"); v != "" {
+		f, err := strconv.ParseFloat(strings.TrimSuffix(v, "s"), 64)
+		s.runTime = time.Duration(f * float64(time.Second))
+		if err != nil || s.runTime < 100*time.Millisecond || s.runTime > runTimeMax {
+			return s, fmt.Errorf("BENCH_TIME=%s: want seconds between 0.1 and %.0f", v, runTimeMax.Seconds())
+		}
+	}
+	if v := getenv("BENCH_REPEAT"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 || n > repeatMax {
+			return s, fmt.Errorf("BENCH_REPEAT=%s: want a number between 1 and %d", v, repeatMax)
+		}
+		s.repeat = n
+	}
+	s.rows = strings.FieldsFunc(getenv("BENCH_ROWS"), func(r rune) bool { return r == ' ' || r == ',' })
+	for _, row := range s.rows {
+		if !slices.Contains(rows, row) {
+			return s, fmt.Errorf("BENCH_ROWS: no row %q; there are %s", row, strings.Join(rows, " "))
+		}
+	}
+	known := append(slices.Clone(harness.NBDPeers), ganesha)
+	for p := range strings.SplitSeq(getenv("BENCH_PEERS"), ",") {
+		if p = strings.TrimSpace(p); p == "" {
+			continue
+		}
+		if !slices.Contains(known, p) {
+			return s, fmt.Errorf("BENCH_PEERS: no peer %q; there are %s", p, strings.Join(known, ", "))
+		}
+		s.peers = append(s.peers, p)
+	}
+	return s, nil
+}
+
+func (s settings) wantsRow(row string) bool   { return len(s.rows) == 0 || slices.Contains(s.rows, row) }
+func (s settings) wantsPeer(peer string) bool { return len(s.peers) == 0 || slices.Contains(s.peers, peer) }
+
+// rows are G1-G8 and G13-G15 of the goals, in the order in which they run: G7 comes last of NBD since it rewrites the area
+// in order, which would make the random rows easier.
+var rows = []string{"G1", "G2", "G3", "G4", "G5", "G6", "G8", "G7", "G13", "G14", "G15"}
+
+func main() {
+	s, err := readSettings(os.Getenv)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, s); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// diskBytesMin is what has to be free: nothing reclaims dead blocks of ours during a run.
+const diskBytesMin = 24 << 30
+
+func run(ctx context.Context, s settings) error {
+	if _, err := os.Stat(harness.Binary()); err != nil {
+		return fmt.Errorf("%w; `make build` makes it", err)
+	}
+	out := harness.Cache("bench")
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return err
+	}
+	if free, err := freeBytes(out); err != nil {
+		return err
+	} else if free < diskBytesMin {
+		return fmt.Errorf("%s has %d GiB free, the run needs %d", out, free>>30, diskBytesMin>>30)
+	}
+	begin := time.Now()
+	r := &recorder{settings: s}
+	fmt.Printf("%s runs of %s, %d repetitions interleaved (ABBA), TCP loopback, area %d MiB on one file system, pre-aged twice, log of ours %s\n",
+		strings.Join(s.rows, " "), s.runTime, s.repeat, areaBytes>>20, logSize)
+	err := errors.Join(phase(ctx, out, r, nbdRun), phase(ctx, out, r, nfsRun))
+	r.print(os.Stdout)
+	path := filepath.Join(out, begin.UTC().Format("20060102-150405")+".json")
+	if werr := r.write(path, begin); werr != nil {
+		err = errors.Join(err, werr)
+	} else {
+		fmt.Printf("\nsamples in %s; the run took %s\n", path, time.Since(begin).Round(time.Second))
+	}
+	return err
+}
+
+// phase runs one protocol's rows in a directory of their own, which goes away with what the servers wrote.
+func phase(ctx context.Context, out string, r *recorder, f func(context.Context, *recorder, string) error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	dir, err := os.MkdirTemp(out, "run-")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(ctx, r, dir), os.RemoveAll(dir))
+}
+
+func freeBytes(dir string) (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("statfs %s: %w", dir, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}

@@ -247,10 +247,10 @@ func StartGuest(dir, job string, forward map[int]int, more ...string) (*Guest, e
 
 // RunGuest runs a job to its end; a job that ends with another status than 0, or not within limit, fails the test. Lines
 // that the job prints with the prefix "SHOW " are shown.
-func RunGuest(t testing.TB, limit time.Duration, job string) string {
+func RunGuest(t testing.TB, limit time.Duration, job string, more ...string) string {
 	t.Helper()
 	Need(t, "qemu-system-x86_64", "/bin/busybox")
-	g, err := StartGuest(t.TempDir(), job, nil)
+	g, err := StartGuest(t.TempDir(), job, nil, more...)
 	if err != nil {
 		t.Fatal(err)
 	}
