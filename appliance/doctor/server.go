@@ -41,8 +41,8 @@ type Server struct {
 func Running(s Server) []Check {
 	return []Check{
 		{"server.state", "appliance is up and sound", 10 * time.Second, func(context.Context) Finding { return state(s) }},
-		{"server.nbd", "every NBD export opens and reads", 60 * time.Second, func(ctx context.Context) Finding { return nbd(ctx, s.NBD) }},
-		{"server.nfs", "every NFS export mounts and reads", 60 * time.Second, func(ctx context.Context) Finding { return nfs(ctx, s) }},
+		{"server.nbd", "every NBD export opens and reads", 60 * time.Second, func(ctx context.Context) Finding { return checkNBD(ctx, s.NBD) }},
+		{"server.nfs", "every NFS export mounts and reads", 60 * time.Second, func(ctx context.Context) Finding { return checkNFS(ctx, s) }},
 	}
 }
 
@@ -59,7 +59,7 @@ func state(s Server) Finding {
 	return Finding{OK, s.Evidence, ""}
 }
 
-func nbd(ctx context.Context, t nbdclient.Target) Finding {
+func checkNBD(ctx context.Context, t nbdclient.Target) Finding {
 	names, err := nbdclient.List(ctx, t)
 	if err != nil {
 		return failed(err, "check that the appliance listens there and that nothing filters the port")
@@ -99,7 +99,7 @@ type mounted interface {
 	close()
 }
 
-func nfs(ctx context.Context, s Server) Finding {
+func checkNFS(ctx context.Context, s Server) Finding {
 	host, port, err := net.SplitHostPort(s.NFS)
 	if err != nil {
 		return failed(fmt.Errorf("NFS address %q: %w", s.NFS, err), "give --nfs HOST:PORT")
