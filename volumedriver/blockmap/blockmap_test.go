@@ -221,7 +221,7 @@ func probe(t *rapid.T, s *Store, m model, r *rand.Rand) {
 // TestCrash cuts the power at random points of random work, and applies again what came after the last checkpoint, as the core
 // does. Then the map must be as if nothing had happened, and all metadata of the checkpoint there.
 func TestCrash(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range uint64(8) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { crashRun(t, seed) })
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
+
 	"varve/volumedriver/blockio"
 	"varve/volumedriver/vfs"
 )
@@ -162,6 +164,45 @@ func TestLoadOvertaken(t *testing.T) {
 				t.Fatalf("%x, want %x", refs[0], overtake.want)
 			}
 			ok(t, s.Check())
+		})
+	}
+}
+
+// TestChangedWhileWritten: a leaf that changes between having been encoded and having been committed stays dirty.
+func TestChangedWhileWritten(t *testing.T) {
+	for name, first := range map[string]func(s *Store, h Handle) error{
+		"mapped": func(s *Store, h Handle) error { return s.Set(h, 7, MakeRef(1, 0), 1) },
+		"empty":  func(s *Store, h Handle) error { return errors.Join(s.Set(h, 7, MakeRef(1, 0), 1), s.Clear(h, 7, 1)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			fs := vfs.NewMem(1)
+			s := openStore(t, fs, 0)
+			h := handle(t, s)
+			ok(t, first(s, h))
+			key := memoryKey(h, 0)
+			sh, b := s.shard(key), s.db.NewBatch()
+			s.writes.Lock()
+			sh.mu.Lock()
+			id, _ := sh.find(key)
+			m, err := s.encode(b, sh, sh.slot(id))
+			sh.mu.Unlock()
+			ok(t, err)
+			ok(t, s.Set(h, 8, MakeRef(2, 0), 1))
+			ok(t, s.finish(b, []mark{m}, pebble.NoSync))
+			s.writes.Unlock()
+			if st := s.Stats(); st.Leaves != 1 || st.Dirty != 1 {
+				t.Fatalf("%d leaves, %d dirty", st.Leaves, st.Dirty)
+			}
+			ok(t, s.Checkpoint(nil, nil))
+			ok(t, s.Check())
+			closeStore(t, s)
+			s = openStore(t, fs, 0)
+			defer closeStore(t, s)
+			refs := make([]Ref, 1)
+			ok(t, s.Lookup(h, 8, refs))
+			if refs[0] != MakeRef(2, 0) {
+				t.Fatalf("%x", refs[0])
+			}
 		})
 	}
 }

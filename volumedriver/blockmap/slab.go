@@ -288,7 +288,8 @@ func (sh *shard) markClean(p slot) {
 	}
 }
 
-// alloc gives an unused slot of the class, evicting clean leaves if it must, but never keep. If it cannot without
+// alloc gives an unused slot of the class, evicting clean leaves if it must, but never keep, a leaf of another class that is to
+// move there, or none. If it cannot without
 // writing it gives false; the caller unlocks, calls flushWanted, and begins again.
 func (sh *shard) alloc(class int, keep uint32) (uint32, bool) {
 	if sh.bytes > sh.limit() && !sh.retire(keep) {
@@ -367,11 +368,11 @@ func (sh *shard) evictFor(class int, keep uint32) (uint32, bool) {
 			return none, false
 		}
 	}
-	return sh.clock(class, keep, own*perSlab)
+	return sh.clock(class, own*perSlab) // keep is of another class
 }
 
 // clock evicts one clean leaf of the class that was not looked at since the hand last passed. slots is the class's size.
-func (sh *shard) clock(class int, keep uint32, slots int) (uint32, bool) {
+func (sh *shard) clock(class int, slots int) (uint32, bool) {
 	dirty := none
 	for steps := 0; steps < 2*slots; steps++ {
 		if steps >= 256 && dirty != none {
@@ -380,7 +381,7 @@ func (sh *shard) clock(class int, keep uint32, slots int) (uint32, bool) {
 		id := sh.advance(class)
 		p := sh.slot(id)
 		switch {
-		case !p.is(flagUsed) || id == keep:
+		case !p.is(flagUsed):
 		case p.is(flagRef):
 			p.unset(flagRef)
 		case p.is(flagDirty):
