@@ -120,6 +120,34 @@ func checkRedo(t *testing.T, fs vfs.FS, since []op, m model, round int) {
 	m.compare(t, s)
 }
 
+// TestFailedSync: the kernel forgets what a failed sync should have written, and says nothing the next time. The checkpoint
+// must fail, also when asked again.
+func TestFailedSync(t *testing.T) {
+	for seed := range uint64(6) {
+		mem := vfs.NewMem(int64(seed))
+		s := openStore(t, mem, 0)
+		_, m, round, err := faultWork(s, rand.New(rand.NewPCG(seed, 1)), 1)
+		ok(t, err)
+		var since []op
+		r := rand.New(rand.NewPCG(seed, 2))
+		for range 50 {
+			o := randomOp(r, len(m))
+			ok(t, o.do(s))
+			m.do(o)
+			since = append(since, o)
+		}
+		mem.FailSync("", 1)
+		for range 2 {
+			if err := s.Checkpoint([]KV{{[]byte("round"), []byte("2")}}, nil); !errors.Is(err, syscall.EIO) {
+				t.Fatalf("checkpoint: %v", err)
+			}
+		}
+		cut := mem.Crash(int64(seed), float64(seed%3)/2)
+		closeStore(t, s)
+		checkRedo(t, cut, since, m, round)
+	}
+}
+
 // TestLoadOvertaken: what a load has read before a Clear or a Set of the whole leaf must not come back.
 func TestLoadOvertaken(t *testing.T) {
 	for name, overtake := range map[string]struct {
