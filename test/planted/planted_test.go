@@ -1,0 +1,197 @@
+//go:build planted
+
+// Package planted puts known bugs into the product, one at a time, and asks that the test which is there to catch each
+// does so. A bug is a change of some source text; it reaches the compiler as an overlay, so the tree itself stays as it
+// is. A change that no longer fits the source, or does not compile, fails here: the table has to follow the code.
+//
+//	VARVE_PLANTED=regexp runs some of them.
+package planted
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"varve/test/harness"
+)
+
+// edit replaces text that occurs exactly once in a file.
+type edit struct{ file, old, new string }
+
+type bug struct {
+	name   string
+	edits  []edit
+	pkg    string
+	caught string // regexp of the tests that catch it
+	env    []string
+}
+
+var crashPoints = []string{"VARVE_CRASH_POINTS=3000"}
+
+var bugs = []bug{
+	{
+		name: "ack before fsync: a write with FUA is answered when it is written",
+		edits: []edit{
+			{"volumedriver/writelog/commit.go", "if w := &b.waiters[i]; !w.sync {", "if w := &b.waiters[i]; true {"},
+			{"volumedriver/writelog/sync.go", "if b.waiters[i].sync {", "if false {"},
+		},
+		pkg: "./volumedriver/writelog", caught: "TestPowerCutAtEveryCall|TestSyncRequestEndsWhenDurable",
+	},
+	{
+		name:  "ack without fsync: the log's sync does nothing",
+		edits: []edit{{"volumedriver/writelog/sync.go", "err := s.file.Datasync()", "var err error"}},
+		pkg:   "./volumedriver", caught: "TestCrashPoints", env: crashPoints,
+	},
+	{
+		name: "skipped directory sync: a new log segment's name is not durable",
+		edits: []edit{{"volumedriver/writelog/space.go", "if err = l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {",
+			"if err = error(nil); err != nil {"}},
+		pkg: "./volumedriver/writelog", caught: "TestPowerCutAtEveryCall",
+	},
+	{
+		name: "skipped directory sync: an object's name is not durable when Put returns",
+		edits: []edit{{"volumedriver/backend/local/directory.go", "s.fs.SyncDir(path.Join(s.objects, rel))",
+			"func(string) error { return nil }(path.Join(s.objects, rel))"}},
+		pkg: "./volumedriver/backend/local", caught: "TestPowerCutAtEveryCall",
+	},
+	{
+		name: "retried fsync: a failed sync of the log is tried again, and believed",
+		edits: []edit{{"volumedriver/writelog/sync.go", "err := s.file.Datasync()",
+			"err := s.file.Datasync()\n\tif err != nil {\n\t\terr = s.file.Datasync()\n\t}"}},
+		pkg: "./volumedriver/writelog", caught: "TestFailedSyncIsNotTrustedAfterwards|TestEveryCallFailsOnce",
+	},
+	{
+		name: "retried fsync: the volume driver goes on after a failed sync",
+		edits: []edit{{"volumedriver/writelog/sync.go", "err := s.file.Datasync()",
+			"err := s.file.Datasync()\n\tif err != nil {\n\t\terr = s.file.Datasync()\n\t}"}},
+		pkg: "./volumedriver", caught: "TestFailedSync",
+	},
+	{
+		name: "unchecked CRC: recovery takes a batch whose payload is torn",
+		edits: []edit{{"volumedriver/writelog/scan.go", "if crc32.Checksum(block, castagnoli) != want {",
+			"if false && crc32.Checksum(block, castagnoli) != want {"}},
+		pkg: "./volumedriver/writelog", caught: "TestDamage|TestPowerCutAtEveryCall",
+	},
+	{
+		name: "unchecked CRC: a block of an object is served as it was read",
+		edits: []edit{{"volumedriver/objects.go", "return ok && sco.Checksum(p) == crc",
+			"return ok && (true || sco.Checksum(p) == crc)"}},
+		pkg: "./volumedriver", caught: "TestCorruptObject",
+	},
+	{
+		name: "unchecked CRC: a block of the log is served as it was read",
+		edits: []edit{{"volumedriver/read.go", "if sco.Checksum(p[j*blockSize:(j+1)*blockSize]) != pl.at[i+j].crc {",
+			"if false && sco.Checksum(p[j*blockSize:(j+1)*blockSize]) != pl.at[i+j].crc {"}},
+		pkg: "./volumedriver", caught: "TestCorruptLog",
+	},
+	{
+		name: "tail scan past a break: recovery looks for later batches behind a torn one and takes them",
+		edits: []edit{{"volumedriver/writelog/scan.go", "if !ok || h.number != number || h.chain != s.chain {",
+			`if !ok || h.number != number || h.chain != s.chain {
+		for off := s.off + blockSize; !s.sealed && off+blockSize <= s.size; off += blockSize {
+			if h, ok, err := s.header(off); err == nil && ok && h.number > s.number {
+				s.off, s.number, s.chain = off, h.number-1, h.chain
+				return s.next()
+			}
+		}`}},
+		pkg: "./volumedriver/writelog", caught: "TestPowerCutAtEveryCall|TestDamage",
+	},
+	{
+		name: "FLUSH of one connection only: a connection without writes of its own has nothing to flush",
+		edits: []edit{
+			{"gateway/nbd/transmission.go", "type conn struct {", "type conn struct {\n\tplanted bool"},
+			{"gateway/nbd/requests.go", "func (c *conn) writeRequest(q request) (complete bool, err error) {",
+				"func (c *conn) writeRequest(q request) (complete bool, err error) {\n\tc.planted = true"},
+			{"gateway/nbd/requests.go", "func (c *conn) flushRequest(q request) error {",
+				"func (c *conn) flushRequest(q request) error {\n\tif !c.planted {\n\t\tc.refuse(q, 0)\n\t\treturn nil\n\t}"},
+		},
+		pkg: "./gateway/nbd", caught: "TestFlushCoversEveryConnection",
+	},
+	{
+		name: "FUA ignored: an NBD write with FUA is submitted without",
+		edits: []edit{{"gateway/nbd/requests.go", "if q.flags&cmdFlagFUA != 0 {",
+			"if false {"}},
+		pkg: "./gateway/nbd", caught: "TestReadWriteFlush|TestFlush|TestZeroes",
+	},
+	{
+		name:  "FILE_SYNC lie: a stable WRITE is submitted without FUA and answered FILE_SYNC",
+		edits: []edit{{"gateway/nfs/fileprocs.go", "return blockio.Extend | blockio.FUA", "return blockio.Extend"}},
+		pkg:   "./gateway/nfs", caught: "TestStableWritesSurviveAPowerCut",
+	},
+}
+
+func TestPlantedBugsAreCaught(t *testing.T) {
+	only := regexp.MustCompile(os.Getenv("VARVE_PLANTED"))
+	room := make(chan struct{}, runtime.NumCPU())
+	for _, b := range bugs {
+		if !only.MatchString(b.name) {
+			continue
+		}
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			room <- struct{}{}
+			defer func() { <-room }()
+			b.plant(t)
+		})
+	}
+}
+
+func (b bug) plant(t *testing.T) {
+	root, dir := harness.Root(), t.TempDir()
+	replace := map[string]string{}
+	for i, e := range b.edits {
+		path := filepath.Join(root, e.file)
+		from := path
+		if r := replace[path]; r != "" {
+			from = r
+		}
+		text, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(text), e.old); n != 1 {
+			t.Fatalf("%s holds the text to be changed %d times: the table has to follow the code: %s", e.file, n, e.old)
+		}
+		changed := filepath.Join(dir, fmt.Sprintf("%d.go", i))
+		if err := os.WriteFile(changed, []byte(strings.Replace(string(text), e.old, e.new, 1)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		replace[path] = changed
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	overlayFile, binary := filepath.Join(dir, "overlay.json"), filepath.Join(dir, "planted.test")
+	if err := os.WriteFile(overlayFile, overlay, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("go", "test", "-c", "-overlay", overlayFile, "-o", binary, b.pkg)
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("the bug does not compile: %v\n%s", err, out)
+	}
+	run := exec.Command(binary, "-test.run=^("+b.caught+")$", "-test.timeout=90s", "-test.failfast")
+	run.Dir = filepath.Join(root, b.pkg)
+	run.Env = append(os.Environ(), b.env...)
+	start := time.Now()
+	out, err := run.CombinedOutput()
+	if err == nil {
+		t.Fatalf("NOT caught by %s in %s:\n%s", b.caught, b.pkg, out)
+	}
+	catcher := regexp.MustCompile(`(?m)^--- FAIL: (\w+)`).FindSubmatch(out)
+	if catcher == nil {
+		if len(out) > 3000 {
+			out = out[:3000]
+		}
+		t.Fatalf("it failed without a failed test: %v\n%s", err, out)
+	}
+	harness.Show("%-95s caught by %s %s (%.1f s)", b.name, strings.TrimPrefix(b.pkg, "./"), catcher[1], time.Since(start).Seconds())
+}
