@@ -95,8 +95,10 @@ func readSettings(getenv func(string) string) (settings, error) {
 	return s, nil
 }
 
-func (s settings) wantsRow(row string) bool   { return len(s.rows) == 0 || slices.Contains(s.rows, row) }
-func (s settings) wantsPeer(peer string) bool { return len(s.peers) == 0 || slices.Contains(s.peers, peer) }
+func (s settings) wantsRow(row string) bool { return len(s.rows) == 0 || slices.Contains(s.rows, row) }
+func (s settings) wantsPeer(peer string) bool {
+	return len(s.peers) == 0 || slices.Contains(s.peers, peer)
+}
 
 // rows are G1-G8 and G13-G15 of the goals, in the order in which they run: G7 comes last of NBD since it rewrites the area
 // in order, which would make the random rows easier.
@@ -134,8 +136,9 @@ func run(ctx context.Context, s settings) error {
 	}
 	begin := time.Now()
 	r := &recorder{settings: s}
-	fmt.Printf("%s runs of %s, %d repetitions interleaved (ABBA), TCP loopback, area %d MiB on one file system, pre-aged twice, log of ours %s\n",
-		strings.Join(s.rows, " "), s.runTime, s.repeat, areaBytes>>20, logSize)
+	chosen := slices.DeleteFunc(slices.Clone(rows), func(row string) bool { return !s.wantsRow(row) })
+	fmt.Printf("%s: runs of %s, %d repetitions interleaved (ABBA), TCP loopback, area %d MiB on one file system, pre-aged twice, log of ours %s\n",
+		strings.Join(chosen, " "), s.runTime, s.repeat, areaBytes>>20, logSize)
 	err := errors.Join(phase(ctx, out, r, nbdRun), phase(ctx, out, r, nfsRun))
 	r.print(os.Stdout)
 	path := filepath.Join(out, begin.UTC().Format("20060102-150405")+".json")

@@ -20,14 +20,17 @@ type outcome struct {
 	p50, p99 time.Duration
 }
 
+// runner carries out one run of a load.
+type runner func(ctx context.Context, s *server, repetition int) (outcome, error)
+
 // load is one workload and the goals that it serves.
 type load struct {
 	row, name string
-	unit      string   // what is compared: "op/s", "MB/s", "us" (server CPU), "ms" (p99), "s"
-	peers     []string // names of the servers that take part beside ours; nil: all there are
-	prepare   func(ctx context.Context, s *server) error
+	unit      string                                     // what is compared: "op/s", "MB/s", "us" (server CPU), "ms" (p99), "s"
+	peers     []string                                   // names of the servers that take part beside ours; nil: all there are
+	prepare   func(ctx context.Context, s *server) error // once before the repetitions
 	before    func(ctx context.Context, s *server) error // not measured, before every run
-	run       func(ctx context.Context, s *server, repetition int) (outcome, error)
+	run       runner
 	goals     []goal
 }
 

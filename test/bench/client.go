@@ -1,0 +1,230 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"varve/test/harness"
+	"varve/test/nbdclient"
+)
+
+// fio runs one job. args say what it does; the engine's own arguments say to whom.
+func fio(limit time.Duration, program string, engine, args []string) (outcome, error) {
+	j, err := harness.Fio(limit, program, slices.Concat([]string{"--name=bench", "--thread", "--randrepeat=0"}, engine, args)...)
+	if err != nil {
+		return outcome{}, err
+	}
+	side := j.Read
+	if j.Write.TotalIOs > j.Read.TotalIOs {
+		side = j.Write
+	}
+	at := func(p string) time.Duration { return time.Duration(side.Clat.Percentile[p]) }
+	return outcome{ops: j.Read.TotalIOs + j.Write.TotalIOs, rate: j.Read.IOPS + j.Write.IOPS,
+		bytesSec: j.Read.BWBytes + j.Write.BWBytes, p50: at("50.000000"), p99: at("99.000000")}, nil
+}
+
+// timed makes a fio job run for a time, over an area that may be visited again.
+func timed(d time.Duration, args string) []string {
+	return append(strings.Fields(args), "--norandommap", "--time_based", fmt.Sprintf("--runtime=%dms", d.Milliseconds()))
+}
+
+var benchTook = regexp.MustCompile(`Run completed in ([0-9.]+) seconds`)
+
+// qemuBench writes 4 KiB at depth 16 with exactly one flush per 32 writes, which does not wait for the queue to empty. The
+// pattern is not zero, which a server could take for a hole; the step visits the whole image, never two neighbours.
+func qemuBench(limit time.Duration, uri string, writes int) (outcome, error) {
+	out, err := harness.Run(limit, "qemu-img", "bench", "-w", "-f", "raw", "-t", "none", "-d", "16", "-s", "4096", "-S", "69632",
+		"--pattern=165", "--flush-interval=32", "--no-drain", "-c", strconv.Itoa(writes), uri)
+	if err != nil {
+		return outcome{}, err
+	}
+	m := benchTook.FindStringSubmatch(out)
+	if m == nil {
+		return outcome{}, fmt.Errorf("qemu-img bench printed no time: %s", out)
+	}
+	seconds, err := strconv.ParseFloat(m[1], 64)
+	if err != nil || seconds <= 0 {
+		return outcome{}, fmt.Errorf("qemu-img bench took %s seconds", m[1])
+	}
+	rate := float64(writes) / seconds
+	return outcome{ops: int64(writes), rate: rate, bytesSec: rate * 4096}, nil
+}
+
+// payload is what our own clients write: random bytes, so that nothing can be saved by looking at them.
+var payload = func() []byte {
+	p := make([]byte, 4<<20)
+	r := rand.NewChaCha8([32]byte{1})
+	r.Read(p)
+	return p
+}()
+
+// piece is n bytes of payload from a random place.
+func piece(n int) []byte {
+	if n == len(payload) {
+		return payload
+	}
+	at := rand.IntN((len(payload)-n)/512) * 512
+	return payload[at : at+n]
+}
+
+// pipeline keeps depth operations in flight until more says that there are enough, and waits for all. submit must call done
+// once. Latencies are of operations for which it returned true.
+func pipeline(depth int, more func(i int) bool, submit func(i int, done func(error)) (counts bool)) (outcome, error) {
+	var (
+		mu    sync.Mutex
+		first error
+		took  []time.Duration
+	)
+	free := make(chan struct{}, depth)
+	start := time.Now()
+	for i := 0; more(i); i++ {
+		free <- struct{}{}
+		mu.Lock()
+		failed := first != nil
+		mu.Unlock()
+		if failed {
+			<-free
+			break
+		}
+		begun := time.Now()
+		counted := make(chan bool, 1)
+		counted <- submit(i, func(err error) {
+			d := time.Since(begun)
+			mu.Lock()
+			if err != nil {
+				first = errors.Join(first, err)
+			}
+			if <-counted {
+				took = append(took, d)
+			}
+			mu.Unlock()
+			<-free
+		})
+	}
+	for range depth {
+		free <- struct{}{}
+	}
+	return summary(took, time.Since(start)), first
+}
+
+// summary makes an outcome of the latencies of all operations.
+func summary(took []time.Duration, elapsed time.Duration) outcome {
+	if len(took) == 0 {
+		return outcome{}
+	}
+	slices.Sort(took)
+	return outcome{ops: int64(len(took)), rate: float64(len(took)) / elapsed.Seconds(), p50: took[len(took)/2], p99: took[len(took)*99/100]}
+}
+
+// until gives the condition of a timed pipeline.
+func until(ctx context.Context, d time.Duration) func(int) bool {
+	deadline := time.Now().Add(d)
+	return func(int) bool { return ctx.Err() == nil && time.Now().Before(deadline) }
+}
+
+// upTo gives the condition of a pipeline of n operations.
+func upTo(ctx context.Context, n int) func(int) bool {
+	return func(i int) bool { return i < n && ctx.Err() == nil }
+}
+
+func dialURI(uri string) (*nbdclient.Client, error) {
+	addr, export, err := splitURI(uri)
+	if err != nil {
+		return nil, err
+	}
+	return nbdclient.Dial("tcp", addr, export)
+}
+
+// fillNBD writes the whole export in order, 1 MiB at a time and eight in flight, and flushes it.
+func fillNBD(ctx context.Context, uri string, passes int) (outcome, error) {
+	const size = 1 << 20
+	c, err := dialURI(uri)
+	if err != nil {
+		return outcome{}, err
+	}
+	defer c.Close()
+	each := int(c.Size / size)
+	start := time.Now()
+	got, err := pipeline(8, upTo(ctx, passes*each), func(i int, done func(error)) bool {
+		c.Submit(nbdclient.Write, 0, int64(i%each)*size, 0, piece(size), done)
+		return true
+	})
+	if err == nil {
+		err = c.Do(nbdclient.Flush, 0, 0, 0, nil)
+	}
+	seconds := time.Since(start).Seconds()
+	got.rate = float64(got.ops) / seconds
+	got.bytesSec = got.rate * size
+	return got, err
+}
+
+// durableWrites writes 4 KiB with FUA at random places, one at a time on each export, all exports at once.
+func durableWrites(ctx context.Context, uris []string, d time.Duration) (outcome, error) {
+	clients := make([]*nbdclient.Client, 0, len(uris))
+	defer func() {
+		for _, c := range clients {
+			c.Close()
+		}
+	}()
+	for _, uri := range uris {
+		c, err := dialURI(uri)
+		if err != nil {
+			return outcome{}, err
+		}
+		clients = append(clients, c)
+	}
+	took, errs := make([][]time.Duration, len(clients)), make([]error, len(clients))
+	more := until(ctx, d)
+	start := time.Now()
+	var wg sync.WaitGroup
+	for i, c := range clients {
+		wg.Go(func() {
+			for errs[i] == nil && more(0) {
+				begun := time.Now()
+				errs[i] = c.Do(nbdclient.Write, nbdclient.FUA, rand.Int64N(c.Size/4096)*4096, 0, piece(4096))
+				took[i] = append(took[i], time.Since(begun))
+			}
+		})
+	}
+	wg.Wait()
+	return summary(slices.Concat(took...), time.Since(start)), errors.Join(errs...)
+}
+
+// appendSynced appends 4 KiB to a file and syncs it, one after the other: the floor of a durable write on this disk.
+func appendSynced(ctx context.Context, path string, d time.Duration) (outcome, error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return outcome{}, err
+	}
+	defer f.Close()
+	var took []time.Duration
+	more := until(ctx, d)
+	start := time.Now()
+	for more(0) {
+		begun := time.Now()
+		if _, err := f.Write(piece(4096)); err != nil {
+			return outcome{}, err
+		}
+		if err := syscall.Fdatasync(int(f.Fd())); err != nil {
+			return outcome{}, err
+		}
+		took = append(took, time.Since(begun))
+	}
+	return summary(took, time.Since(start)), nil
+}
+
+// dropCaches empties the page cache.
+func dropCaches(context.Context, *server) error {
+	syscall.Sync()
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+}
