@@ -49,14 +49,18 @@ type box struct {
 	vpools  *vpool.Controller
 	nfs     *NFS
 	nbd     *NBD
+	lost    map[uuid.UUID]bool
 	stop    func()
 }
 
 var silence = slog.New(slog.NewTextHandler(io.Discard, nil))
 
-func openBox(t *testing.T, dir string) *box {
+func openBox(t *testing.T, dir string, lost ...uuid.UUID) *box {
 	t.Helper()
-	b := &box{t: t, dir: dir}
+	b := &box{t: t, dir: dir, lost: make(map[uuid.UUID]bool)}
+	for _, id := range lost {
+		b.lost[id] = true
+	}
 	var err error
 	if b.raft, err = raft.Open(raft.Config{Dir: filepath.Join(dir, "control"), Log: silence}); err != nil {
 		t.Fatal(err)
@@ -67,7 +71,7 @@ func openBox(t *testing.T, dir string) *box {
 		t.Fatal(err)
 	}
 	store := b.raft.State()
-	b.volumes = NewVolumes(b.raft, store, b.driver, b.raft.ID())
+	b.volumes = NewVolumes(b.raft, store, b.driver, b.raft.ID(), b.lost)
 	b.pools = NewPools(b.driver, func(s state.Backend) (backend.Backend, error) { return local.Open(vfs.OS(), s.Dir) }, silence)
 	b.engine = NewEngine(store, b.volumes)
 	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Engine: b.pools})
@@ -313,6 +317,33 @@ func TestVolumeIsActivatedOncePerProcess(t *testing.T) {
 	}
 	if i, _ := b.volumes.Info(d.Volume.ID); epoch(b) != 2 || i.Epoch != 2 {
 		t.Errorf("after a restart: state has epoch %d, engine %d", epoch(b), i.Epoch)
+	}
+}
+
+func TestLostVolumeIsRefusedAndItsNameKept(t *testing.T) {
+	b := openBox(t, t.TempDir())
+	lost, err := b.vdisks.Create(t.Context(), "default/lost", 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.vdisks.Create(t.Context(), "default/kept", 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	b.stop()
+	b = openBox(t, b.dir, lost.Volume.ID)
+	if _, _, err := b.volumes.Open(t.Context(), lost.Volume.ID); !errors.Is(err, ErrLost) || b.volumes.Lost() != 1 {
+		t.Errorf("lost volume: %v, %d are lost", err, b.volumes.Lost())
+	}
+	if _, known := b.driver.Stat(lost.Volume.ID); known {
+		t.Error("the engine began it again")
+	}
+	if _, release, err := b.nbd.Open(t.Context(), "default/kept", nbd.Peer{Local: true}); err != nil {
+		t.Errorf("another volume: %v", err)
+	} else {
+		release()
+	}
+	if err := b.vdisks.Delete(t.Context(), "default/lost", false); err != nil || b.volumes.Lost() != 0 {
+		t.Errorf("giving it up: %v, %d are lost", err, b.volumes.Lost())
 	}
 }
 

@@ -47,6 +47,7 @@ type Volumes struct {
 	store  *state.Store
 	driver *volumedriver.Driver
 	node   uuid.UUID
+	lost   map[uuid.UUID]bool // not written after NewVolumes
 
 	mu    sync.Mutex // guards slots and what is in them
 	slots map[uuid.UUID]*slot
@@ -59,9 +60,24 @@ type slot struct {
 	users  int
 }
 
-// NewVolumes wires the set; node is the owner that activations name.
-func NewVolumes(raft Proposer, store *state.Store, driver *volumedriver.Driver, node uuid.UUID) *Volumes {
-	return &Volumes{raft: raft, store: store, driver: driver, node: node, slots: make(map[uuid.UUID]*slot)}
+// ErrLost: the volume's log or map is gone and it was not rebuilt. Opening it would make it empty.
+var ErrLost = errors.New("volume is lost until it is rebuilt")
+
+// NewVolumes wires the set; node is the owner that activations name, lost are the volumes that may not be opened.
+func NewVolumes(raft Proposer, store *state.Store, driver *volumedriver.Driver, node uuid.UUID, lost map[uuid.UUID]bool) *Volumes {
+	return &Volumes{raft: raft, store: store, driver: driver, node: node, lost: lost, slots: make(map[uuid.UUID]*slot)}
+}
+
+// Lost counts the volumes that have a name and may not be opened.
+func (s *Volumes) Lost() int {
+	n := 0
+	view := s.store.View()
+	for id := range s.lost {
+		if _, err := view.Volume(id); err == nil {
+			n++
+		}
+	}
+	return n
 }
 
 // Open gives the volume until release is called. state.ErrNotFound when it has no name any more.
@@ -123,6 +139,9 @@ func (s *Volumes) activate(ctx context.Context, id uuid.UUID) (*volumedriver.Vol
 	vol, err := view.Volume(id)
 	if err != nil {
 		return nil, err
+	}
+	if s.lost[id] {
+		return nil, fmt.Errorf("open volume %s: %w", id, ErrLost)
 	}
 	spec, err := s.spec(view, vol)
 	if err != nil {

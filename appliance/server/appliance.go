@@ -4,6 +4,7 @@
 //	DATA/lock            held while a process has the directory
 //	DATA/control/        raft log, snapshots, identity (package control/raft)
 //	DATA/log/ DATA/map/  the volume driver's log and block map
+//	DATA/lost.json       volumes whose log or map is gone and that no rebuild has settled yet (lost.go)
 //	DATA/ledger.json     how far the log was, for a rebuild to say what is lost with it
 //	DATA/backend/NAME    local backends of vPools that name no other place
 //	DATA/tls/            CA and server certificate          DATA/admin.token  the administrator's API token
@@ -16,7 +17,7 @@
 //	-> gateways and API serve -> ready
 //
 // If control says that volumes were active but the log or the map is gone, the start is refused: opening them would make
-// them empty. `varve rebuild` is the way on.
+// them empty. `varve rebuild` is the way on; a volume that it has not settled is refused by itself.
 //
 // # Stop
 //
@@ -31,7 +32,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -143,10 +143,9 @@ func (b *base) open(ctx context.Context, guard bool) error {
 		return log.With("component", component(b.raft.Cluster(), b.raft.ID(), service))
 	}
 	store := b.raft.State()
-	if guard {
-		if err := b.nothingLost(); err != nil {
-			return err
-		}
+	lost, err := b.loadLost(guard)
+	if err != nil {
+		return err
 	}
 	if b.cfg.LogBytes == 0 {
 		total, _, err := vfs.OS().Space(b.cfg.Data)
@@ -162,39 +161,12 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	if err != nil {
 		return fmt.Errorf("open volume driver: %w", err)
 	}
-	b.volumes = exports.NewVolumes(b.raft, store, b.driver, b.raft.ID())
+	b.volumes = exports.NewVolumes(b.raft, store, b.driver, b.raft.ID(), lost)
 	b.pools = exports.NewPools(b.driver, openBackend, named("vpool"))
 	b.engine = exports.NewEngine(store, b.volumes)
 	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Engine: b.pools, Log: named("vpool")})
 	b.vdisks = vdisk.New(vdisk.Config{Raft: b.raft, Store: store, Engine: b.engine, Log: named("vdisk")})
 	b.nodes = node.New(b.raft, store, b.raft.ID())
-	return nil
-}
-
-// nothingLost refuses to go on where the log or the map of volumes that were active is gone.
-func (b *base) nothingLost() error {
-	active := 0
-	view := b.raft.State().View()
-	for _, p := range view.VPools() {
-		for _, v := range view.VolumesOf(p.FSID) {
-			if v.State == state.VolumeActive && v.Owner == b.raft.ID() {
-				active++
-			}
-		}
-	}
-	if active == 0 {
-		return nil
-	}
-	for _, dir := range []string{logName, mapName} {
-		path := filepath.Join(b.cfg.Data, dir)
-		entries, err := os.ReadDir(path)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		if len(entries) == 0 {
-			return &LostError{Data: b.cfg.Data, Missing: path, Volumes: active}
-		}
-	}
 	return nil
 }
 

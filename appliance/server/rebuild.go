@@ -17,6 +17,8 @@ import (
 	"varve/control/state"
 	"varve/control/vpool"
 	"varve/volumedriver"
+	"varve/volumedriver/backend"
+	"varve/volumedriver/sco"
 )
 
 // RebuildOptions says what to rebuild. Pool and Backend name a vPool that this appliance does not know yet; Pool alone one
@@ -87,11 +89,28 @@ func Rebuild(ctx context.Context, cfg Config, opt RebuildOptions) (volumes []Reb
 	for _, p := range pools {
 		some, err := b.rebuildPool(ctx, p)
 		volumes = append(volumes, some...)
+		if e := b.settled(some); e != nil {
+			return volumes, e
+		}
 		if err != nil {
 			return volumes, fmt.Errorf("rebuild vPool %s: %w", p.Name, err)
 		}
 	}
 	return volumes, nil
+}
+
+// settled takes the volumes that a rebuild has dealt with off the list of lost ones.
+func (b *base) settled(volumes []RebuiltVolume) error {
+	lost, err := b.loadLost(false)
+	if err != nil || len(lost) == 0 {
+		return err
+	}
+	for _, v := range volumes {
+		if v.State != StateFailed {
+			delete(lost, v.ID)
+		}
+	}
+	return b.saveLost(lost)
 }
 
 // setAside moves what is left of the log or the map away where the other one is missing: neither is of use alone.
@@ -130,6 +149,11 @@ func (b *base) poolsToRebuild(ctx context.Context, opt RebuildOptions) ([]state.
 			return nil, &UsageError{fmt.Sprintf("%s knows no vPool to rebuild", b.cfg.Data),
 				"name it and its backend: --pool NAME --backend local:///DIR"}
 		}
+		for _, p := range pools {
+			if err := b.mounted(ctx, p); err != nil {
+				return nil, err
+			}
+		}
 		return pools, b.vpools.Start(ctx)
 	}
 	have, err := view.VPool(opt.Pool)
@@ -144,6 +168,9 @@ func (b *base) poolsToRebuild(ctx context.Context, opt RebuildOptions) ([]state.
 				return nil, &state.Error{Err: state.ErrConflict, Object: "vpool " + opt.Pool,
 					Detail: "is known here with the backend " + localURL(have.Backend.Dir), Remedy: "leave --backend out or give another --pool"}
 			}
+		}
+		if err := b.mounted(ctx, have); err != nil {
+			return nil, err
 		}
 		return []state.VPool{have}, b.pools.AddPool(ctx, have)
 	case !errors.Is(err, state.ErrNotFound):
@@ -164,6 +191,44 @@ func (b *base) poolsToRebuild(ctx context.Context, opt RebuildOptions) ([]state.
 		return nil, err
 	}
 	return []state.VPool{made.VPool}, nil
+}
+
+// mounted refuses a backend that holds none of the vPool's volumes. In use it has at least their roots, but the empty
+// directory where its disk is not mounted has nothing, and a rebuild from that would make every volume empty.
+func (b *base) mounted(ctx context.Context, p state.VPool) error {
+	if _, err := os.Stat(p.Backend.Dir); err != nil {
+		return fmt.Errorf("backend of vPool %s: %w", p.Name, err)
+	}
+	store, err := openBackend(p.Backend)
+	if err != nil {
+		return err
+	}
+	any, err := b.holdsAny(ctx, store, p)
+	if err := errors.Join(err, store.Close()); err != nil {
+		return fmt.Errorf("list backend of vPool %s: %w", p.Name, err)
+	}
+	if !any {
+		return &state.Error{Err: state.ErrConflict, Object: "vpool " + p.Name, Detail: "its backend " + p.Backend.Dir + " holds none of its volumes",
+			Remedy: "mount its disk there, or put the directory back"}
+	}
+	return nil
+}
+
+// holdsAny says whether a store has an object of any active volume of the vPool, or there is no such volume.
+func (b *base) holdsAny(ctx context.Context, store backend.Backend, p state.VPool) (bool, error) {
+	none := true
+	for _, v := range b.raft.State().View().VolumesOf(p.FSID) {
+		if v.State != state.VolumeActive {
+			continue
+		}
+		none = false
+		for _, prefix := range []string{sco.RootPrefix(v.ID), sco.Prefix(v.ID)} {
+			if found, err := store.List(ctx, prefix, "", 1); err != nil || len(found) > 0 {
+				return len(found) > 0, err
+			}
+		}
+	}
+	return none, nil
 }
 
 func (b *base) rebuildPool(ctx context.Context, pool state.VPool) ([]RebuiltVolume, error) {

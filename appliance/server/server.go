@@ -262,6 +262,9 @@ func (a *appliance) status(_ context.Context, s *v1.Status) {
 		s.Problems = append(s.Problems, fmt.Sprintf("the write log is %.0f %% full: the backend does not keep up, guests' writes are slowed",
 			d.Log.Occupancy*100))
 	}
+	if n := a.volumes.Lost(); n > 0 {
+		s.Problems = append(s.Problems, fmt.Sprintf("%d volumes are lost until they are rebuilt: stop the appliance and run varve rebuild", n))
+	}
 	for _, p := range a.raft.State().View().VPools() {
 		if h := a.driver.PoolHealth(p.ID); h.Err != "" {
 			s.Problems = append(s.Problems, fmt.Sprintf("backend of vPool %s: %s", p.Name, h.Err))

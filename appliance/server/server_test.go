@@ -20,6 +20,7 @@ import (
 
 	"varve/appliance/nbdclient"
 	"varve/control/api/client"
+	"varve/control/state"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -279,6 +280,7 @@ func TestLostLogOrMapIsRebuiltAndNeverReplacedByAnEmptyOne(t *testing.T) {
 	}
 	c.Close()
 	r.settled("default/vm/d")
+	pool := filepath.Join(r.cfg.Data, backendName, DefaultPool)
 	for _, lost := range [][]string{{logName}, {mapName}, {logName, mapName}} {
 		r.stop()
 		for _, dir := range lost {
@@ -289,6 +291,27 @@ func TestLostLogOrMapIsRebuiltAndNeverReplacedByAnEmptyOne(t *testing.T) {
 		err := Serve(t.Context(), r.cfg, func(Summary) { t.Error("serves an empty volume") })
 		if _, ok := errors.AsType[*LostError](err); !ok {
 			t.Fatalf("serve without %v: %v", lost, err)
+		}
+		// A backend whose disk is not mounted would make every volume empty.
+		if err := errors.Join(os.Rename(pool, pool+".away"), os.Mkdir(pool, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Rebuild(t.Context(), r.cfg, RebuildOptions{}); !errors.Is(err, state.ErrConflict) {
+			t.Errorf("rebuild from an empty directory: %v", err)
+		}
+		// That has made a new log and map; the volume must not begin again in them.
+		half := start(t, r.cfg)
+		plain := nbdclient.Target{Network: "unix", Address: NBDSocket(r.cfg.Data), Export: "default/vm/d"}
+		if c, err := nbdclient.Dial(t.Context(), plain); err == nil {
+			c.Close()
+			t.Error("a lost volume can be attached")
+		}
+		if st, err := half.client.Status(t.Context()); err != nil || st.State != "degraded" {
+			t.Errorf("status with a lost volume: %+v %v", st, err)
+		}
+		half.stop()
+		if err := errors.Join(os.RemoveAll(pool), os.Rename(pool+".away", pool)); err != nil {
+			t.Fatal(err)
 		}
 		volumes, err := Rebuild(t.Context(), r.cfg, RebuildOptions{})
 		if err != nil || len(volumes) != 1 {
