@@ -203,11 +203,11 @@ func (b *base) mounted(ctx context.Context, p state.VPool) error {
 	if err != nil {
 		return err
 	}
-	any, err := b.holdsAny(ctx, store, p)
+	holds, err := b.holdsAny(ctx, store, p)
 	if err := errors.Join(err, store.Close()); err != nil {
 		return fmt.Errorf("list backend of vPool %s: %w", p.Name, err)
 	}
-	if !any {
+	if !holds {
 		return &state.Error{Err: state.ErrConflict, Object: "vpool " + p.Name, Detail: "its backend " + p.Backend.Dir + " holds none of its volumes",
 			Remedy: "mount its disk there, or put the directory back"}
 	}
