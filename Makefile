@@ -22,7 +22,7 @@ setup:
 
 # All that CI runs, layer by layer; `make test LAYERS="check unit nbd"` runs some.
 test: setup
-	$(GO) run ./test/run $(LAYERS)
+	VARVE_REQUIRE_TOOLS=1 $(GO) run ./test/run $(LAYERS)
 
 check:
 	$(GO) run ./test/run check

@@ -115,10 +115,18 @@ var bugs = []bug{
 		pkg: "./gateway/nbd", caught: "TestFlushCoversEveryConnection",
 	},
 	{
+		name: "FLUSH lie: a volume's flush is answered at once",
+		edits: []edit{
+			{"volumedriver/volume.go", "if v.d.wal.SyncAsync(v.lastBatch.Load(), c, tag) {", "if true {"},
+			{"volumedriver/volume.go", "return v.d.wal.SyncInline(v.lastBatch.Load())", "return nil"},
+		},
+		pkg: "./test/powercut", caught: "TestWhatWasToldDurableSurvivesAPowerCut",
+	},
+	{
 		name: "FUA ignored: an NBD write with FUA is submitted without",
 		edits: []edit{{"gateway/nbd/requests.go", "if q.flags&cmdFlagFUA != 0 {",
 			"if false {"}},
-		pkg: "./gateway/nbd", caught: "TestReadWriteFlush|TestFlush|TestZeroes",
+		pkg: "./test/powercut", caught: "TestWhatWasToldDurableSurvivesAPowerCut",
 	},
 	{
 		name:  "FILE_SYNC lie: a stable WRITE is submitted without FUA and answered FILE_SYNC",
