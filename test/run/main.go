@@ -232,6 +232,7 @@ type event struct {
 func readTests(r io.Reader, sum *tally) {
 	output := map[string][]string{} // of each test, until its result is known
 	parents := map[string]bool{}
+	failedBelow := map[string]bool{} // tests of which a subtest failed
 	broken := map[string]bool{}
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 16<<20)
@@ -272,9 +273,13 @@ func readTests(r io.Reader, sum *tally) {
 				continue
 			}
 			broken[e.Package] = true
-			if !parents[key] {
-				sum.failed = append(sum.failed, label)
+			if i := strings.LastIndexByte(e.Test, '/'); i >= 0 {
+				failedBelow[e.Package+" "+e.Test[:i]] = true
 			}
+			if failedBelow[key] {
+				continue // told already
+			}
+			sum.failed = append(sum.failed, label)
 			fmt.Printf("--- FAILED %s\n", label)
 			text := output[key]
 			if over := len(text) - 400; over > 0 {
