@@ -406,11 +406,18 @@ func (d *Driver) Stat(id uuid.UUID) (Info, bool) {
 		Logged: r.Backed, Backed: r.Backed, Epoch: r.epoch()}, ok
 }
 
-// Rename notes the volume's name for a rebuild; the root object on the backend follows soon.
+// Rename notes the volume's name for a rebuild; the root object on the backend follows soon. It costs nothing if the name is
+// the same.
 func (d *Driver) Rename(ctx context.Context, id uuid.UUID, poolName, path string) error {
 	v, err := d.Volume(ctx, id)
 	if err != nil {
 		return err
+	}
+	v.mu.RLock()
+	same := v.root.Name.PoolName == poolName && v.root.Name.Path == path
+	v.mu.RUnlock()
+	if same {
+		return nil
 	}
 	return v.changeRoot(func(o *rootObject) { o.PoolName, o.Path = poolName, path })
 }

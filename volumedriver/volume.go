@@ -205,7 +205,7 @@ func (v *Volume) err() error {
 
 // fail makes the volume refuse everything from now on and wakes whoever waits.
 func (v *Volume) fail(err error) {
-	if v.failure.CompareAndSwap(nil, &err) {
+	if v.failure.CompareAndSwap(nil, &err) && !errors.Is(err, blockio.ErrClosed) {
 		v.d.log.Error("volume stops", "volume", v.id, "err", err)
 	}
 	v.mu.Lock()
