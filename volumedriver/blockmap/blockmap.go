@@ -127,7 +127,7 @@ type KV struct{ Key, Value []byte }
 type Config struct {
 	FS          vfs.FS
 	Dir         string
-	BudgetBytes int64 // for leaves, tables and bits; Pebble takes about 30 MiB beside it
+	BudgetBytes int64 // for leaves, tables and bits; Pebble takes up to 40 MiB of Go heap beside it
 	Log         *slog.Logger
 
 	memTableBytes int // tests make it small, to see flushes and compactions
