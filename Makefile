@@ -1,14 +1,18 @@
-# Two commands: `make build` gives bin/varve, `make run` serves from ./.data. Everything else is for those who change it.
+# Two commands: `make run` builds and serves from ./.data, `make test` does all that CI does. Both install what they need.
 GO   ?= go
 DATA ?= ./.data
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 SRC  := $(shell find appliance control gateway volumedriver -name '*.go' 2>/dev/null) go.mod go.sum
 
-.PHONY: build run test check setup bench soak clean FORCE
+.PHONY: build run test check setup bench soak clean toolchain
 
 build: bin/varve
 
-bin/varve: $(SRC)
+# Go itself, if it is missing or too old to fetch the toolchain that go.mod names.
+toolchain:
+	@$(GO) env GOVERSION 2>/dev/null | grep -qE '^go1\.(2[1-9]|[3-9][0-9])' || $(SUDO) test/setup.sh go
+
+bin/varve: $(SRC) | toolchain
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./appliance/varve
 
 # One node on DATA. It prints its URL and how to mount and attach; Ctrl-C stops it cleanly.
@@ -16,7 +20,7 @@ run: build
 	bin/varve serve --data $(DATA)
 
 # What the tests need beyond Go: Debian packages, a guest kernel, fio with its nfs engine. Installs only what is missing.
-setup:
+setup: toolchain
 	$(SUDO) test/setup.sh packages
 	test/setup.sh cache
 
@@ -24,7 +28,7 @@ setup:
 test: setup
 	VARVE_REQUIRE_TOOLS=1 $(GO) run ./test/run $(LAYERS)
 
-check:
+check: toolchain
 	$(GO) run ./test/run check
 
 # Ours beside qemu-nbd, nbdkit, nbd-server and nfs-ganesha. BENCH_ROWS="G1 G13", BENCH_REPEAT=5, BENCH_SECONDS=3.

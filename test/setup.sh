@@ -1,4 +1,5 @@
 #!/bin/bash
+# setup.sh go:       installs Go if there is none, or one older than 1.21 (root).
 # setup.sh packages: installs the Debian 12 packages that the tests and benchmarks use and that are missing (root).
 # setup.sh cache:    fills .cache/ with what takes long to make: the guest's kernel, fio with the nfs engine.
 set -euo pipefail
@@ -76,8 +77,22 @@ fio_nfs() {
 	rm -rf "$work"
 }
 
+# Go from Debian's backports: bookworm's own is too old to fetch the toolchain that go.mod names.
+golang() {
+	local have; have=$(go env GOVERSION 2>/dev/null | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
+	[ "${have:-0}" -ge 21 ] && return
+	echo "installing Go from bookworm-backports"
+	export DEBIAN_FRONTEND=noninteractive
+	printf 'Types: deb\nURIs: http://deb.debian.org/debian\nSuites: bookworm-backports\nComponents: main\nSigned-By: %s\n' \
+		/usr/share/keyrings/debian-archive-keyring.gpg >/etc/apt/sources.list.d/varve-backports.sources
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends -t bookworm-backports golang-go ca-certificates git >"$cache/apt-go.log" 2>&1 ||
+		{ tail -20 "$cache/apt-go.log"; exit 1; }
+}
+
 case ${1:-} in
+go) golang ;;
 packages) packages ;;
 cache) kernel; fio_nfs ;;
-*) sed -n '2,3s/^# //p' "$0"; exit 2 ;;
+*) sed -n '2,4s/^# //p' "$0"; exit 2 ;;
 esac
