@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -69,8 +70,11 @@ var layers = []layer{
 		commands: [][]string{e2e("3m", "NFS")}},
 	{name: "kill", what: "kills of the real process under load, rebuild from the backend", limit: 7 * time.Minute,
 		commands: [][]string{e2e("6m", "Kill", "Rebuild")}},
-	{name: "limits", what: "memory with many volumes, and rude clients", limit: 5 * time.Minute,
-		commands: [][]string{e2e("4m", "Memory", "Rude")}},
+	{name: "limits", what: "memory with many volumes, and rude clients", limit: 5 * time.Minute, commands: [][]string{
+		e2e("4m", "Memory", "Rude"),
+		{"env", "VARVE_MAP_GIB=100", "VARVE_MAP_SECONDS=25", "go", "test", "-count=1", "-timeout", "90s", "-run", "^TestBudgetFullyMapped$",
+			"./volumedriver/blockmap"},
+	}},
 	{name: "guest", what: "a Linux guest's nbd-client and NFSv3 mounts", limit: 7 * time.Minute,
 		commands: [][]string{e2e("6m", "Guest")}},
 	{name: "vm", what: "a VM boots from our disk over NBD and over an NFS mount, is killed, boots again", limit: 7 * time.Minute,
@@ -253,7 +257,7 @@ func readTests(r io.Reader, sum *tally) {
 				parents[e.Package+" "+e.Test[:i]] = true
 			}
 		case "output", "build-output":
-			if text, ok := strings.CutPrefix(e.Output, "» "); ok {
+			if text, ok := shown(e.Output); ok {
 				fmt.Print("  ", text)
 			}
 			output[key] = append(output[key], e.Output)
@@ -294,6 +298,16 @@ func readTests(r io.Reader, sum *tally) {
 			delete(output, key)
 		}
 	}
+}
+
+// logged is what a test of the map's budget logs; it is a result to be shown as well.
+var logged = regexp.MustCompile(`_test\.go:\d+: (\d+ GiB, \d+ sets in .*)`)
+
+func shown(output string) (string, bool) {
+	if m := logged.FindStringSubmatch(output); m != nil {
+		return "map at random under a budget: " + m[1] + "\n", true
+	}
+	return strings.CutPrefix(output, "» ")
 }
 
 // reason finds why a test skipped: the line that t.Skip logged.
