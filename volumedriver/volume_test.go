@@ -235,7 +235,7 @@ func TestFailedSync(t *testing.T) {
 	}
 	select {
 	case <-d.Failed():
-	default:
+	case <-time.After(5 * time.Second): // it is told by the log's own goroutine
 		t.Error("the driver does not say that it has failed")
 	}
 	after, err := openDriver(mem.Crash(7, 0), lazy)
