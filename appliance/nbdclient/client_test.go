@@ -20,6 +20,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // saying is a server that says what it is told, whatever the client says, and then hangs up.
 func saying(t testing.TB, b []byte) Target {
 	t.Helper()
+	return sayingInTurn(t, b, nil)
+}
+
+// sayingInTurn says the second part when the client has sent its first request: an answer that comes sooner is one to no request.
+func sayingInTurn(t testing.TB, b, answer []byte) Target {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -34,6 +40,9 @@ func saying(t testing.TB, b []byte) Target {
 		defer c.Close()
 		c.SetDeadline(time.Now().Add(5 * time.Second))
 		c.Write(b)
+		if answer != nil && readUntil(c, []byte{0x25, 0x60, 0x95, 0x13}) == nil {
+			c.Write(answer)
+		}
 		c.(*net.TCPConn).CloseWrite()
 		io.Copy(io.Discard, c)
 	}()
@@ -42,6 +51,20 @@ func saying(t testing.TB, b []byte) Target {
 		<-done
 	})
 	return Target{Network: "tcp", Address: ln.Addr().String(), Export: "x"}
+}
+
+// readUntil reads from r up to and with what ends in mark.
+func readUntil(r io.Reader, mark []byte) error {
+	last := make([]byte, 0, len(mark)+1)
+	for b := make([]byte, 1); !bytes.Equal(last, mark); {
+		if _, err := r.Read(b); err != nil {
+			return err
+		}
+		if last = append(last, b[0]); len(last) > len(mark) {
+			last = last[1:]
+		}
+	}
+	return nil
 }
 
 // script builds what a server says.
@@ -105,7 +128,8 @@ func TestRepliesOfAnOddServer(t *testing.T) {
 		"hang up": {says: opened(4096), want: io.EOF},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cl, err := Dial(t.Context(), saying(t, c.says.Bytes()))
+			says, handshake := c.says.Bytes(), opened(4096).Len()
+			cl, err := Dial(t.Context(), sayingInTurn(t, says[:handshake], says[handshake:]))
 			if err != nil {
 				t.Fatal(err)
 			}
