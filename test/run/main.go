@@ -3,7 +3,8 @@
 // A layer is a list of commands. Those that are `go test` are run with -json, so that every test counts as one result;
 // any other command counts as one. Of what tests print, three kinds of lines reach the terminal: results to be shown
 // (harness.Show prints them with the prefix `» `), everything that a failing test printed, and skips. A skipped test is
-// neither passed nor failed and is named at the end; in CI nothing is skipped since `make setup` installs all tools.
+// neither passed nor failed and is named at the end, unless the command says -short, which asks for it; in CI nothing else
+// is skipped, since `make setup` installs all tools.
 //
 //	run                  all layers of the default list
 //	run check unit nbd   these only
@@ -202,7 +203,7 @@ func runCommand(ctx context.Context, c []string, sum *tally) error {
 	defer cancel()
 	go killLater(ctx, hard, cmd.Process.Pid)
 	if isGoTest(c) {
-		readTests(out, sum)
+		readTests(out, sum, slices.Contains(c, "-short"))
 	} else {
 		io.Copy(os.Stdout, out)
 	}
@@ -235,7 +236,7 @@ type event struct {
 }
 
 // readTests counts top-level tests and subtests alike: a test with subtests counts through those.
-func readTests(r io.Reader, sum *tally) {
+func readTests(r io.Reader, sum *tally, short bool) {
 	output := map[string][]string{} // of each test, until its result is known
 	parents := map[string]bool{}
 	failedBelow := map[string]bool{} // tests of which a subtest failed
@@ -270,7 +271,7 @@ func readTests(r io.Reader, sum *tally) {
 			}
 			delete(output, key)
 		case "skip":
-			if e.Test != "" {
+			if e.Test != "" && !short {
 				sum.skipped = append(sum.skipped, label+": "+reason(output[key]))
 			}
 			delete(output, key)
