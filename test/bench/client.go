@@ -1,11 +1,16 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strconv"
@@ -19,11 +24,34 @@ import (
 )
 
 // fio runs one job. args say what it does; the engine's own arguments say to whom.
-func fio(limit time.Duration, program string, engine, args []string) (outcome, error) {
-	j, err := harness.Fio(limit, program, slices.Concat([]string{"--name=bench", "--thread", "--randrepeat=0"}, engine, args)...)
-	if err != nil {
-		return outcome{}, err
+func fio(ctx context.Context, limit time.Duration, program string, engine, args []string) (outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, slices.Concat([]string{"--name=bench", "--thread", "--randrepeat=0",
+		"--output-format=json"}, engine, args)...)
+	cmd.WaitDelay = 2 * time.Second
+	var out, complaints bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaints
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		err = ctx.Err()
 	}
+	// Notes of the engine may stand before the result.
+	notes, text, _ := strings.Cut(out.String(), "\n{")
+	var result struct{ Jobs []harness.FioJob }
+	if perr := json.NewDecoder(strings.NewReader("{" + text)).Decode(&result); err == nil && perr != nil {
+		err = fmt.Errorf("its result: %w", perr)
+	}
+	if err == nil && len(result.Jobs) != 1 {
+		err = fmt.Errorf("%d jobs in its result", len(result.Jobs))
+	}
+	if err == nil && result.Jobs[0].Error != 0 {
+		err = syscall.Errno(result.Jobs[0].Error)
+	}
+	if err != nil {
+		return outcome{}, fmt.Errorf("%s: %w\n%s%s", strings.Join(cmd.Args, " "), err, notes, complaints.String())
+	}
+	j := result.Jobs[0]
 	side := j.Read
 	if j.Write.TotalIOs > j.Read.TotalIOs {
 		side = j.Write
@@ -77,11 +105,11 @@ func piece(n int) []byte {
 	return payload[at : at+n]
 }
 
-// pipeline keeps depth operations in flight until more says that there are enough, and waits for all. submit must call done
-// once. Latencies are of operations for which it returned true.
-func pipeline(depth int, more func(i int) bool, submit func(i int, done func(error)) (counts bool)) (outcome, error) {
+// pipeline keeps depth operations in flight until more says that there are enough, and waits for all. submit must see to it
+// that done is called once. The outcome is about the operations that counts names (nil: all).
+func pipeline(depth int, more, counts func(i int) bool, submit func(i int, done func(error))) (outcome, error) {
 	var (
-		mu    sync.Mutex
+		mu    sync.Mutex // guards what follows
 		first error
 		took  []time.Duration
 	)
@@ -97,14 +125,12 @@ func pipeline(depth int, more func(i int) bool, submit func(i int, done func(err
 			break
 		}
 		begun := time.Now()
-		counted := make(chan bool, 1)
-		counted <- submit(i, func(err error) {
+		submit(i, func(err error) {
 			d := time.Since(begun)
 			mu.Lock()
 			if err != nil {
-				first = errors.Join(first, err)
-			}
-			if <-counted {
+				first = cmp.Or(first, err)
+			} else if counts == nil || counts(i) {
 				took = append(took, d)
 			}
 			mu.Unlock()
@@ -123,7 +149,8 @@ func summary(took []time.Duration, elapsed time.Duration) outcome {
 		return outcome{}
 	}
 	slices.Sort(took)
-	return outcome{ops: int64(len(took)), rate: float64(len(took)) / elapsed.Seconds(), p50: took[len(took)/2], p99: took[len(took)*99/100]}
+	return outcome{ops: int64(len(took)), rate: float64(len(took)) / elapsed.Seconds(),
+		p50: took[len(took)/2], p99: took[len(took)*99/100]}
 }
 
 // until gives the condition of a timed pipeline.
@@ -137,12 +164,17 @@ func upTo(ctx context.Context, n int) func(int) bool {
 	return func(i int) bool { return i < n && ctx.Err() == nil }
 }
 
+// dialURI connects our own client to nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH.
 func dialURI(uri string) (*nbdclient.Client, error) {
-	addr, export, err := splitURI(uri)
+	u, err := url.Parse(uri)
 	if err != nil {
 		return nil, err
 	}
-	return nbdclient.Dial("tcp", addr, export)
+	export := strings.TrimPrefix(u.Path, "/")
+	if u.Scheme == "nbd+unix" {
+		return nbdclient.Dial("unix", u.Query().Get("socket"), export)
+	}
+	return nbdclient.Dial("tcp", u.Host, export)
 }
 
 // fillNBD writes the whole export in order, 1 MiB at a time and eight in flight, and flushes it.
@@ -155,9 +187,8 @@ func fillNBD(ctx context.Context, uri string, passes int) (outcome, error) {
 	defer c.Close()
 	each := int(c.Size / size)
 	start := time.Now()
-	got, err := pipeline(8, upTo(ctx, passes*each), func(i int, done func(error)) bool {
+	got, err := pipeline(8, upTo(ctx, passes*each), nil, func(i int, done func(error)) {
 		c.Submit(nbdclient.Write, 0, int64(i%each)*size, 0, piece(size), done)
-		return true
 	})
 	if err == nil {
 		err = c.Do(nbdclient.Flush, 0, 0, 0, nil)

@@ -28,6 +28,7 @@ type load struct {
 	row, name string
 	unit      string                                     // what is compared: "op/s", "MB/s", "us" (server CPU), "ms" (p99), "s"
 	peers     []string                                   // names of the servers that take part beside ours; nil: all there are
+	unix      bool                                       // over unix sockets, not TCP
 	prepare   func(ctx context.Context, s *server) error // once before the repetitions
 	before    func(ctx context.Context, s *server) error // not measured, before every run
 	run       runner
@@ -51,6 +52,9 @@ type sample struct {
 	Steal      float64 `json:"stolen_cores"`
 }
 
+// failuresMax is how many failed runs of a load a server may have before it is left out of the load's further ones.
+const failuresMax = 2
+
 // compare runs a load on all its servers, as often as asked, in an order that turns round each time.
 func (r *recorder) compare(ctx context.Context, l load, servers []*server) error {
 	var chosen []*server
@@ -62,13 +66,13 @@ func (r *recorder) compare(ctx context.Context, l load, servers []*server) error
 	r.loads = append(r.loads, l)
 	start := time.Now()
 	var errs error
-	failed := map[string]bool{}
+	failed := map[string]int{}
 	turn := func(s *server, f func() error) {
-		if ctx.Err() != nil || failed[s.name] {
+		if ctx.Err() != nil || failed[s.name] >= failuresMax {
 			return
 		}
 		if err := withTurn(s, f); err != nil {
-			failed[s.name] = true // its further repetitions would fail alike
+			failed[s.name]++
 			errs = errors.Join(errs, fmt.Errorf("%s %s on %s: %w", l.row, l.name, s.name, err))
 		}
 	}
@@ -106,7 +110,9 @@ func withTurn(s *server, f func() error) error {
 
 // once measures one run.
 func (r *recorder) once(ctx context.Context, l load, s *server, repetition int) (sample, error) {
-	quiesce(ctx, s)
+	if s.node != nil {
+		quiesce(ctx, s) // of the peers, the kernel does what is left to do
+	}
 	syscall.Sync()
 	if l.before != nil {
 		if err := l.before(ctx, s); err != nil {
@@ -125,7 +131,10 @@ func (r *recorder) once(ctx context.Context, l load, s *server, repetition int) 
 	elapsed, server, client := time.Since(start).Seconds(), s.cpu()-server0, clientCPU()-client0
 	busy, steal := machineCPU()
 	rss := s.rss()
-	rest := quiesce(ctx, s)
+	var rest time.Duration
+	if s.node != nil {
+		rest = quiesce(ctx, s)
+	}
 	perOp := func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(max(1, got.ops)) }
 	return sample{Row: l.row, Load: l.name, Server: s.name, Repetition: repetition, Rate: got.rate, MBs: got.bytesSec / 1e6,
 		P50us: float64(got.p50.Nanoseconds()) / 1e3, P99us: float64(got.p99.Nanoseconds()) / 1e3,

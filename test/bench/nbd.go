@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"varve/test/harness"
@@ -42,19 +43,27 @@ func nbdRun(ctx context.Context, r *recorder, dir string) (err error) {
 		return err
 	}
 	servers := []*server{{name: ours, node: node, pids: []int{node.PID()}, uris: []string{node.NBD("bench")}}}
-	names := slices.DeleteFunc(slices.Clone(harness.NBDPeers), func(p string) bool { return !r.settings.wantsPeer(p) })
+	names := slices.DeleteFunc(slices.Clone(harness.NBDPeers), func(p string) bool { return p == nbdSrv || !r.settings.wantsPeer(p) })
 	peers, err := startPeers(names, dir, areaBytes)
 	defer stopPeers(peers)
-	for _, p := range peers {
-		servers = append(servers, &server{name: p.Name, pids: []int{p.PID()}, uris: []string{p.URI}})
+	for i, p := range peers {
+		image, _ := filepath.Glob(filepath.Join(peerDir(dir, i), "*.img")) // none: in memory
+		servers = append(servers, &server{name: p.Name, pids: []int{p.PID()}, uris: []string{p.URI}, image: strings.Join(image, "")})
 	}
-	start := time.Now()
-	for _, s := range servers {
-		if aerr := errors.Join(ctx.Err(), ageNBD(ctx, s)); aerr != nil {
-			return errors.Join(err, fmt.Errorf("overwrite %s before the measurement: %w", s.name, aerr))
+	if r.settings.wantsPeer(nbdSrv) {
+		image := filepath.Join(dir, "nbd-server.img")
+		if ierr := sparse(image, areaBytes); ierr != nil {
+			return errors.Join(err, ierr)
 		}
+		s, stop, serr := startNBDServer(image, "")
+		if serr == nil {
+			defer stop()
+			servers = append(servers, s)
+		}
+		err = errors.Join(err, serr)
 	}
-	fmt.Printf("%d NBD servers pre-aged in %.0f s\n", len(servers), time.Since(start).Seconds())
+	servers, aerr := age(ctx, servers, ageNBD)
+	err = errors.Join(err, aerr)
 	if perr := pause(node); perr != nil {
 		return errors.Join(err, perr)
 	}
@@ -64,6 +73,8 @@ func nbdRun(ctx context.Context, r *recorder, dir string) (err error) {
 		case ctx.Err() != nil:
 		case l.row == "G4":
 			err = errors.Join(err, manyRun(ctx, r, l, node, dir))
+		case l.unix:
+			err = errors.Join(err, unixRun(ctx, r, l, servers, dir))
 		case l.before != nil && os.Geteuid() != 0:
 			err = errors.Join(err, fmt.Errorf("%s %s needs root to drop the page cache", l.row, l.name))
 		case l.row == "G1":
@@ -75,37 +86,61 @@ func nbdRun(ctx context.Context, r *recorder, dir string) (err error) {
 	return errors.Join(err, ctx.Err())
 }
 
+// age overwrites all servers' disks and gives those with which that went well, ours first.
+func age(ctx context.Context, servers []*server, f func(context.Context, *server) error) (aged []*server, err error) {
+	start := time.Now()
+	for _, s := range servers {
+		if ctx.Err() != nil {
+			return aged, ctx.Err()
+		}
+		if aerr := f(ctx, s); aerr != nil {
+			err = errors.Join(err, fmt.Errorf("overwrite %s before the measurement: %w", s.name, aerr))
+			continue
+		}
+		aged = append(aged, s)
+	}
+	fmt.Printf("%d servers pre-aged in %.0f s\n", len(aged), time.Since(start).Seconds())
+	return aged, err
+}
+
+func sparse(path string, size int64) error {
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return err
+	}
+	return os.Truncate(path, size)
+}
+
 // ageNBD overwrites the export twice. The second pass touches each block once, in random order.
 func ageNBD(ctx context.Context, s *server) error {
 	if _, err := fillNBD(ctx, s.uris[0], 1); err != nil {
 		return err
 	}
-	_, err := nbdFio(s, 5*time.Minute, []string{"--rw=randwrite", "--bs=4k", "--iodepth=64"})
+	_, err := nbdFio(ctx, s, 5*time.Minute, []string{"--rw=randwrite", "--bs=4k", "--iodepth=64"})
 	return err
 }
 
-func nbdFio(s *server, limit time.Duration, args []string) (outcome, error) {
-	return fio(limit, "fio", []string{"--ioengine=nbd", "--uri=" + s.uris[0], fmt.Sprintf("--size=%d", areaBytes)}, args)
+func nbdFio(ctx context.Context, s *server, limit time.Duration, args []string) (outcome, error) {
+	return fio(ctx, limit, "fio", []string{"--ioengine=nbd", "--uri=" + s.uris[0], fmt.Sprintf("--size=%d", areaBytes)}, args)
 }
 
 // warmNBD reads the area once, in order.
-func warmNBD(_ context.Context, s *server) error {
-	_, err := nbdFio(s, 5*time.Minute, []string{"--rw=read", "--bs=1M", "--iodepth=8"})
+func warmNBD(ctx context.Context, s *server) error {
+	_, err := nbdFio(ctx, s, 5*time.Minute, []string{"--rw=read", "--bs=1M", "--iodepth=8"})
 	return err
 }
 
 func nbdLoads(s settings) []load {
 	limit := s.runTime*4 + 2*time.Minute
 	timedFio := func(args string) runner {
-		return func(_ context.Context, srv *server, _ int) (outcome, error) {
-			return nbdFio(srv, limit, timed(s.runTime, args))
+		return func(ctx context.Context, srv *server, _ int) (outcome, error) {
+			return nbdFio(ctx, srv, limit, timed(s.runTime, args))
 		}
 	}
 	once := func(args ...string) runner {
-		return func(_ context.Context, srv *server, _ int) (outcome, error) { return nbdFio(srv, limit, args) }
+		return func(ctx context.Context, srv *server, _ int) (outcome, error) { return nbdFio(ctx, srv, limit, args) }
 	}
 	syncedWrite := timedFio("--rw=randwrite --bs=4k --iodepth=1 --fsync=1")
-	flush32 := int(20000 * s.runTime.Seconds())
+	flush32 := int(30000 * s.runTime.Seconds())
 	return []load{
 		{row: "G1", name: "4K randwrite QD1 fsync=1", unit: "op/s",
 			run: func(ctx context.Context, srv *server, i int) (outcome, error) {
@@ -119,7 +154,7 @@ func nbdLoads(s settings) []load {
 				{peers: qemus, atLeast: 1.5, issue: true},
 				{peers: []string{floorName}, atLeast: 0.8},
 			}},
-		{row: "G2", name: "4K write QD16 flush/32", unit: "op/s",
+		{row: "G2", name: "4K write QD16 flush/32", unit: "op/s", unix: true,
 			run: func(_ context.Context, srv *server, _ int) (outcome, error) {
 				return qemuBench(limit, srv.uris[0], flush32)
 			},
@@ -167,6 +202,32 @@ func nbdLoads(s settings) []load {
 			run:   once("--rw=read", "--bs=1M", "--iodepth=8"),
 			goals: []goal{{peers: qemus, atLeast: 0.7}}},
 	}
+}
+
+// unixRun measures a load through unix sockets: ours serves one anyway, of the peers a second process is started.
+func unixRun(ctx context.Context, r *recorder, l load, servers []*server, dir string) (err error) {
+	var twins []*server
+	for i, s := range servers {
+		if s.node != nil {
+			twins = append(twins, &server{name: s.name, node: s.node, pids: s.pids,
+				uris: []string{unixURI("default/bench", filepath.Join(s.node.Data, "nbd.sock"))}})
+			continue
+		}
+		t, stop, terr := twin(s, filepath.Join(dir, fmt.Sprintf("twin-%d", i)))
+		if terr != nil {
+			err = errors.Join(err, terr)
+			continue
+		}
+		defer stop()
+		if t.image == "" {
+			if _, ferr := fillNBD(ctx, t.uris[0], 1); ferr != nil {
+				err = errors.Join(err, ferr)
+				continue
+			}
+		}
+		twins = append(twins, t)
+	}
+	return errors.Join(err, r.compare(ctx, l, twins))
 }
 
 // manyRun measures G4: 32 volumes of one appliance, one volume of it, and 32 processes of qemu-nbd in either mode.

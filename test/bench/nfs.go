@@ -44,13 +44,8 @@ func nfsRun(ctx context.Context, r *recorder, dir string) (err error) {
 				fioURL: fmt.Sprintf("nfs://127.0.0.1%s?version=3&nfsport=%d&mountport=%d&uid=0&gid=0", p.Path, p.Port, p.Mnt)})
 		}
 	}
-	start := time.Now()
-	for _, s := range servers {
-		if aerr := errors.Join(ctx.Err(), ageNFS(s)); aerr != nil {
-			return errors.Join(err, fmt.Errorf("overwrite %s before the measurement: %w", s.name, aerr))
-		}
-	}
-	fmt.Printf("%d NFS servers pre-aged in %.0f s\n", len(servers), time.Since(start).Seconds())
+	servers, aerr := age(ctx, servers, ageNFS)
+	err = errors.Join(err, aerr)
 	if perr := pause(node); perr != nil {
 		return errors.Join(err, perr)
 	}
@@ -78,7 +73,7 @@ func (s *server) mount() (*nfsclient.Client, nfsclient.Handle, error) {
 }
 
 // ageNFS makes the file and overwrites it twice, as ageNBD does.
-func ageNFS(s *server) error {
+func ageNFS(ctx context.Context, s *server) error {
 	c, root, err := s.mount()
 	if err != nil {
 		return err
@@ -91,20 +86,20 @@ func ageNFS(s *server) error {
 	if err := c.Truncate(h, areaBytes); err != nil {
 		return fmt.Errorf("truncate %s: %w", benchFile, err)
 	}
-	if _, err := nfsFio(s, 5*time.Minute, []string{"--rw=write", "--bs=1M", "--iodepth=4"}); err != nil {
+	if _, err := nfsFio(ctx, s, 5*time.Minute, []string{"--rw=write", "--bs=1M", "--iodepth=4"}); err != nil {
 		return err
 	}
-	_, err = nfsFio(s, 5*time.Minute, []string{"--rw=randwrite", "--bs=4k", "--iodepth=64"})
+	_, err = nfsFio(ctx, s, 5*time.Minute, []string{"--rw=randwrite", "--bs=4k", "--iodepth=64"})
 	return err
 }
 
-func nfsFio(s *server, limit time.Duration, args []string) (outcome, error) {
-	return fio(limit, harness.Cache("fio-nfs"), []string{"--ioengine=nfs", "--nfs_url=" + s.fioURL, "--filename=/" + benchFile,
+func nfsFio(ctx context.Context, s *server, limit time.Duration, args []string) (outcome, error) {
+	return fio(ctx, limit, harness.Cache("fio-nfs"), []string{"--ioengine=nfs", "--nfs_url=" + s.fioURL, "--filename=/" + benchFile,
 		fmt.Sprintf("--size=%d", areaBytes)}, args)
 }
 
-func warmNFS(_ context.Context, s *server) error {
-	_, err := nfsFio(s, 5*time.Minute, []string{"--rw=read", "--bs=1M", "--iodepth=4"})
+func warmNFS(ctx context.Context, s *server) error {
+	_, err := nfsFio(ctx, s, 5*time.Minute, []string{"--rw=read", "--bs=1M", "--iodepth=4"})
 	return err
 }
 
@@ -120,14 +115,14 @@ func writeNFS(ctx context.Context, s *server, d time.Duration, depth int, stable
 	if err != nil {
 		return outcome{}, err
 	}
-	got, err := pipeline(depth, until(ctx, d), func(i int, done func(error)) bool {
+	isWrite := func(i int) bool { return commitEvery == 0 || i%(commitEvery+1) != commitEvery }
+	got, err := pipeline(depth, until(ctx, d), isWrite, func(i int, done func(error)) {
 		answered := func(_ nfsclient.Written, err error) { done(err) }
-		if commitEvery > 0 && i%(commitEvery+1) == commitEvery {
+		if isWrite(i) {
+			c.SubmitWrite(h, piece(4096), rand.Int64N(areaBytes/4096)*4096, stable, answered)
+		} else {
 			c.SubmitCommit(h, answered)
-			return false
 		}
-		c.SubmitWrite(h, piece(4096), rand.Int64N(areaBytes/4096)*4096, stable, answered)
-		return true
 	})
 	got.bytesSec = got.rate * 4096
 	return got, err
@@ -191,10 +186,7 @@ func metadata(s *server, dirName string, depth int, more func(int) bool, issue o
 		}
 		s.dirs[dirName] = dir
 	}
-	return pipeline(depth, more, func(i int, done func(error)) bool {
-		issue(c, dir, i, done)
-		return true
-	})
+	return pipeline(depth, more, nil, func(i int, done func(error)) { issue(c, dir, i, done) })
 }
 
 // getAttrs asks for the attributes of files of a directory in turn.
@@ -214,9 +206,8 @@ func getAttrs(ctx context.Context, s *server, dirName string, depth int, d time.
 		e.Opaque([]byte(h))
 		handles = append(handles, e)
 	}
-	return pipeline(depth, until(ctx, d), func(i int, done func(error)) bool {
+	return pipeline(depth, until(ctx, d), nil, func(i int, done func(error)) {
 		call(c, nfsclient.GetAttr, handles[i%len(handles)], done)
-		return true
 	})
 }
 
@@ -240,7 +231,7 @@ func listAll(s *server, dirName string) (outcome, error) {
 func lookupsBesideWriters(ctx context.Context, s *server, dirName string, d time.Duration) (outcome, error) {
 	written := make(chan error, 1)
 	go func() {
-		_, err := nfsFio(s, d*4+2*time.Minute, timed(d+time.Second, "--rw=randwrite --bs=4k --iodepth=64"))
+		_, err := nfsFio(ctx, s, d*4+2*time.Minute, timed(d+time.Second, "--rw=randwrite --bs=4k --iodepth=64"))
 		written <- err
 	}()
 	time.Sleep(700 * time.Millisecond) // fio writes by then, and goes on until after the last lookup
@@ -259,8 +250,8 @@ func nfsLoads(s settings) []load {
 		}
 	}
 	timedFio := func(args string) runner {
-		return func(_ context.Context, srv *server, _ int) (outcome, error) {
-			return nfsFio(srv, limit, timed(s.runTime, args))
+		return func(ctx context.Context, srv *server, _ int) (outcome, error) {
+			return nfsFio(ctx, srv, limit, timed(s.runTime, args))
 		}
 	}
 	// Each repetition has a directory of its own.

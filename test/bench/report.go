@@ -100,7 +100,8 @@ type verdict struct {
 
 func (r *recorder) judge(l load, g goal) verdict {
 	pick := func(s sample) float64 { return value(l.unit, s) }
-	v := verdict{Row: l.row, Load: l.name, Unit: l.unit, Ours: r.spread(l, ours, pick), Goal: g.atMost, Text: g.text, Issue: g.issue, Verdict: "not measured"}
+	v := verdict{Row: l.row, Load: l.name, Unit: l.unit, Ours: r.spread(l, ours, pick),
+		Goal: g.atMost, Text: g.text, Issue: g.issue, Verdict: "not measured"}
 	mine := r.of(l, ours)
 	if len(g.peers) == 0 {
 		if len(mine) > 0 {
@@ -160,7 +161,8 @@ func rowNumber(row string) int {
 func (r *recorder) brief(l load) string {
 	var parts []string
 	for _, name := range r.serversOf(l) {
-		parts = append(parts, fmt.Sprintf("%s %s", name, number(r.spread(l, name, func(s sample) float64 { return value(l.unit, s) }).Median)))
+		figure := r.spread(l, name, func(s sample) float64 { return value(l.unit, s) }).Median
+		parts = append(parts, name+" "+number(figure))
 	}
 	return l.unit + ": " + strings.Join(parts, " | ")
 }
@@ -215,8 +217,8 @@ func (r *recorder) print(w io.Writer) {
 		l := r.loads[slices.IndexFunc(r.loads, func(l load) bool { return l.row == v.Row && l.name == v.Load })]
 		both := func(f func(sample) float64) string {
 			text := number(r.spread(l, ours, f).Median)
-			if len(r.of(l, v.Peer)) > 0 {
-				text += " : " + number(r.spread(l, v.Peer, f).Median)
+			if theirs := r.spread(l, v.Peer, f).Median; theirs > 0 {
+				text += " : " + number(theirs)
 			}
 			return text
 		}
@@ -261,7 +263,8 @@ func (r *recorder) write(path string, begin time.Time) error {
 		Area     int64     `json:"area_bytes"`
 		Verdicts []verdict `json:"verdicts"`
 		Samples  []sample  `json:"samples"`
-	}{begin, strings.TrimSpace(string(kernel)), r.settings.runTime.Seconds(), r.settings.repeat, areaBytes, r.verdicts(), r.samples}, "", " ")
+	}{begin, strings.TrimSpace(string(kernel)), r.settings.runTime.Seconds(), r.settings.repeat, areaBytes,
+		r.verdicts(), r.samples}, "", " ")
 	if err != nil {
 		return err
 	}

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -34,11 +32,12 @@ const (
 
 // server is what a load runs against: one server process, or several that are measured as one.
 type server struct {
-	name string
-	node *harness.Node // ours, else nil
-	pids []int
-	uris []string // NBD exports
-	raw  string   // a plain file, for the floor that no server can beat
+	name  string
+	node  *harness.Node // ours, else nil
+	pids  []int
+	uris  []string // NBD exports
+	image string   // the file behind uris[0], "" if there is none
+	raw   string   // a plain file, for the floor that no server can beat
 
 	nfsAddr, mountAddr string
 	fioURL             string // libnfs's form of the NFS export
@@ -60,15 +59,6 @@ func (s *server) rss() int64 {
 		sum += harness.RSS(pid)
 	}
 	return sum
-}
-
-// splitURI gives what our own client wants of nbd://HOST:PORT/EXPORT.
-func splitURI(uri string) (addr, export string, err error) {
-	u, err := url.Parse(uri)
-	if err != nil {
-		return "", "", err
-	}
-	return u.Host, strings.TrimPrefix(u.Path, "/"), nil
 }
 
 // pause and resume keep ours from doing anything while a peer is measured.
@@ -99,10 +89,13 @@ func stopOurs(n *harness.Node) error {
 	return errors.Join(resume(n), n.Stop())
 }
 
+// peerDir keeps what the i-th peer that started writes.
+func peerDir(dir string, i int) string { return filepath.Join(dir, fmt.Sprintf("peer-%d", i)) }
+
 // startPeers starts NBD peers one after the other; one that does not start is left out and named in the error.
 func startPeers(names []string, dir string, size int64) (peers []*harness.Peer, err error) {
-	for i, name := range names {
-		sub := filepath.Join(dir, fmt.Sprintf("peer-%d", i))
+	for _, name := range names {
+		sub := peerDir(dir, len(peers))
 		if merr := os.MkdirAll(sub, 0o755); merr != nil {
 			return peers, errors.Join(err, merr)
 		}
