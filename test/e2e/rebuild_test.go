@@ -5,8 +5,6 @@ package e2e
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -48,19 +46,8 @@ func TestRebuildFromBackendAlone(t *testing.T) {
 	}
 	write(12000)
 	must(t, c.Do(nbdclient.Flush, 0, 0, 0, nil))
-	pending := func() int64 {
-		var list []struct{ Pending int64 }
-		must(t, json.Unmarshal([]byte(n.MustCLI(t, "vdisk", "list", "-o", "json")), &list))
-		return list[0].Pending
-	}
 	// All of it reaches the backend, which the destager does by itself after a while; then some more is written.
-	must(t, harness.Poll(90*time.Second, func() error {
-		if p := pending(); p > 0 {
-			time.Sleep(100 * time.Millisecond)
-			return fmt.Errorf("%d bytes are not on the backend yet", p)
-		}
-		return nil
-	}))
+	must(t, harness.Poll(90*time.Second, func() error { return pendingBelow(n, 1) }))
 	safe := len(ops)
 	write(500)
 	must(t, c.Do(nbdclient.Flush, 0, 0, 0, nil))
