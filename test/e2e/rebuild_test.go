@@ -5,9 +5,12 @@ package e2e
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,6 +54,15 @@ func TestRebuildFromBackendAlone(t *testing.T) {
 	safe := len(ops)
 	write(500)
 	must(t, c.Do(nbdclient.Flush, 0, 0, 0, nil))
+	// The ledger beside the log disk is what tells afterwards how much was lost; it is written every few seconds.
+	last := time.Now()
+	must(t, harness.Poll(20*time.Second, func() error {
+		fi, err := os.Stat(filepath.Join(n.Data, "ledger.json"))
+		if err == nil && fi.ModTime().Before(last) {
+			err = errors.New("the ledger does not know of the last writes")
+		}
+		return err
+	}))
 	n.Kill()
 	for _, d := range []string{"log", "map"} {
 		must(t, os.RemoveAll(filepath.Join(n.Data, d)))
@@ -98,6 +110,9 @@ func TestRebuildFromBackendAlone(t *testing.T) {
 	}
 	if prefix < safe {
 		t.Fatalf("prefix of %d operations, but %d were on the backend", prefix, safe)
+	}
+	if lost := fmt.Sprintf("%d writes", len(ops)-prefix); !strings.Contains(table, lost) {
+		t.Errorf("no %q in:\n%s", lost, table)
 	}
 	harness.Show("log and map deleted, varve rebuild: the volume stands at exactly %d of %d operations; %d were on the backend; lost %d",
 		prefix, len(ops), safe, len(ops)-prefix)
