@@ -36,22 +36,13 @@ func fio(ctx context.Context, limit time.Duration, program string, engine, args 
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
-	// Notes of the engine may stand before the result.
-	notes, text, _ := strings.Cut(out.String(), "\n{")
-	var result struct{ Jobs []harness.FioJob }
-	if perr := json.NewDecoder(strings.NewReader("{" + text)).Decode(&result); err == nil && perr != nil {
-		err = fmt.Errorf("its result: %w", perr)
-	}
-	if err == nil && len(result.Jobs) != 1 {
-		err = fmt.Errorf("%d jobs in its result", len(result.Jobs))
-	}
-	if err == nil && result.Jobs[0].Error != 0 {
-		err = syscall.Errno(result.Jobs[0].Error)
+	j, notes, perr := fioResult(out.String())
+	if err == nil {
+		err = perr
 	}
 	if err != nil {
 		return outcome{}, fmt.Errorf("%s: %w\n%s%s", strings.Join(cmd.Args, " "), err, notes, complaints.String())
 	}
-	j := result.Jobs[0]
 	side := j.Read
 	if j.Write.TotalIOs > j.Read.TotalIOs {
 		side = j.Write
@@ -59,6 +50,24 @@ func fio(ctx context.Context, limit time.Duration, program string, engine, args 
 	at := func(p string) time.Duration { return time.Duration(side.Clat.Percentile[p]) }
 	return outcome{ops: j.Read.TotalIOs + j.Write.TotalIOs, rate: j.Read.IOPS + j.Write.IOPS,
 		bytesSec: j.Read.BWBytes + j.Write.BWBytes, p50: at("50.000000"), p99: at("99.000000")}, nil
+}
+
+// fioResult reads the one job of fio's JSON, before which an engine may have printed notes.
+func fioResult(text string) (j harness.FioJob, notes string, err error) {
+	at := max(0, strings.IndexByte(text, '{'))
+	var result struct{ Jobs []harness.FioJob }
+	if err := json.NewDecoder(strings.NewReader(text[at:])).Decode(&result); err != nil {
+		return j, text, fmt.Errorf("its result: %w", err)
+	}
+	notes = text[:at]
+	if len(result.Jobs) != 1 {
+		return j, notes, fmt.Errorf("%d jobs in its result", len(result.Jobs))
+	}
+	j = result.Jobs[0]
+	if j.Error != 0 {
+		return j, notes, fmt.Errorf("its job ended: %w", syscall.Errno(j.Error))
+	}
+	return j, notes, nil
 }
 
 // timed makes a fio job run for a time, over an area that may be visited again.

@@ -36,12 +36,10 @@ func nfsRun(ctx context.Context, r *recorder, dir string) (err error) {
 	servers := []*server{{name: ours, node: node, pids: []int{node.PID()}, nfsAddr: node.NFSAddr(), mountAddr: node.NFSAddr(),
 		export: "/default", fioURL: node.NFS("/")}}
 	if r.settings.wantsPeer(ganesha) {
-		p, gerr := harness.StartGanesha(dir)
+		s, stop, gerr := startGanesha(dir)
 		if err = gerr; err == nil {
-			defer p.Stop()
-			servers = append(servers, &server{name: ganesha, pids: []int{p.PID()}, export: p.Path,
-				nfsAddr: fmt.Sprintf("127.0.0.1:%d", p.Port), mountAddr: fmt.Sprintf("127.0.0.1:%d", p.Mnt),
-				fioURL: fmt.Sprintf("nfs://127.0.0.1%s?version=3&nfsport=%d&mountport=%d&uid=0&gid=0", p.Path, p.Port, p.Mnt)})
+			defer stop()
+			servers = append(servers, s)
 		}
 	}
 	servers, aerr := age(ctx, servers, ageNFS)
@@ -55,6 +53,31 @@ func nfsRun(ctx context.Context, r *recorder, dir string) (err error) {
 		}
 	}
 	return errors.Join(err, ctx.Err())
+}
+
+// startGanesha starts nfs-ganesha and waits until it mounts: for a while after it listens it knows no program yet.
+func startGanesha(dir string) (*server, func(), error) {
+	p, err := harness.StartGanesha(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	s := &server{name: ganesha, pids: []int{p.PID()}, export: p.Path,
+		nfsAddr: fmt.Sprintf("127.0.0.1:%d", p.Port), mountAddr: fmt.Sprintf("127.0.0.1:%d", p.Mnt),
+		fioURL: fmt.Sprintf("nfs://127.0.0.1%s?version=3&nfsport=%d&mountport=%d&uid=0&gid=0", p.Path, p.Port, p.Mnt)}
+	err = harness.Poll(15*time.Second, func() error {
+		c, root, err := s.mount()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.GetAttr(root)
+		return err
+	})
+	if err != nil {
+		p.Stop()
+		return nil, nil, fmt.Errorf("mount of nfs-ganesha: %w", err)
+	}
+	return s, p.Stop, nil
 }
 
 // mount opens a connection to the NFS service and gives the export's root.

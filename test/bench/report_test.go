@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -135,5 +136,23 @@ func TestPipeline(t *testing.T) {
 	})
 	if !errors.Is(err, broken) || calls != 3 {
 		t.Errorf("%d calls, %v", calls, err)
+	}
+}
+
+func TestFioResult(t *testing.T) {
+	const result = `{"fio version": "fio-3.33", "jobs": [{"error": 0, "write": {"iops": 5, "total_ios": 7}}]}`
+	for _, notes := range []string{"", "fio: connected to NBD server\n"} {
+		j, got, err := fioResult(notes + result)
+		if err != nil || got != notes || j.Write.IOPS != 5 || j.Write.TotalIOs != 7 {
+			t.Errorf("after %q: %+v, %q, %v", notes, j, got, err)
+		}
+	}
+	if _, _, err := fioResult(`{"jobs": [{"error": 5}]}`); !errors.Is(err, syscall.EIO) {
+		t.Errorf("a failed job: %v", err)
+	}
+	for _, bad := range []string{"", "fio: no such engine\n", `{"jobs": []}`, `{"jobs": [`} {
+		if _, _, err := fioResult(bad); err == nil {
+			t.Errorf("%q is a result", bad)
+		}
 	}
 }
