@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,8 +24,22 @@ import (
 	"varve/test/nbdclient"
 )
 
-// fio runs one job. args say what it does; the engine's own arguments say to whom.
+// clientCrashes counts the times that fio itself broke down. Its engines do that now and then at the end of a job.
+var clientCrashes atomic.Int64
+
+// fio runs one job. args say what it does; the engine's own arguments say to whom. A job that fio did not survive is run once
+// more; one in which the server gave an error is not.
 func fio(ctx context.Context, limit time.Duration, program string, engine, args []string) (outcome, error) {
+	got, err := fioOnce(ctx, limit, program, engine, args)
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && ctx.Err() == nil {
+		clientCrashes.Add(1)
+		fmt.Printf("fio: %s, once more\n", exit)
+		got, err = fioOnce(ctx, limit, program, engine, args)
+	}
+	return got, err
+}
+
+func fioOnce(ctx context.Context, limit time.Duration, program string, engine, args []string) (outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, slices.Concat([]string{"--name=bench", "--thread", "--randrepeat=0",
@@ -37,7 +52,7 @@ func fio(ctx context.Context, limit time.Duration, program string, engine, args 
 		err = ctx.Err()
 	}
 	j, notes, perr := fioResult(out.String())
-	if err == nil {
+	if err == nil || j.Error != 0 {
 		err = perr
 	}
 	if err != nil {

@@ -247,6 +247,9 @@ func (r *recorder) print(w io.Writer) {
 	}
 	fmt.Fprintf(w, "Meanwhile the kernel's background and other processes used %s cores, and the hypervisor withheld %s.\n",
 		spreadOf(other), spreadOf(steal))
+	if n := clientCrashes.Load(); n > 0 {
+		fmt.Fprintf(w, "fio itself broke down %d times and was run once more.\n", n)
+	}
 	if spreadOf(other).Median > 0.25 {
 		fmt.Fprintln(w, "That is a busy machine: ratios hold roughly, absolute figures do not.")
 	}
