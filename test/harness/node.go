@@ -217,6 +217,9 @@ func errIf(cond bool, text string) error {
 	return nil
 }
 
+// ErrTimeLimit: the program was ended because it took too long.
+var ErrTimeLimit = errors.New("ended at its time limit")
+
 func runFor(cmd *exec.Cmd, limit time.Duration) (string, error) {
 	var out tail
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -227,7 +230,7 @@ func runFor(cmd *exec.Cmd, limit time.Duration) (string, error) {
 	stop := time.AfterFunc(limit, func() { cmd.Process.Kill() })
 	err := cmd.Wait()
 	if !stop.Stop() {
-		err = fmt.Errorf("ended after %s", limit)
+		err = fmt.Errorf("%w: %s", ErrTimeLimit, limit)
 	}
 	return out.String(), err
 }

@@ -301,7 +301,7 @@ func TestFailedSyncIsNotTrustedAfterwards(t *testing.T) {
 		}
 		m.release(l, m.written)
 		waitSlots(t, l)
-		mem.FailSync("seg-*", 1)
+		mem.FailSync("seg-*", 1000)
 		if ok, err := m.append(l, rng, 2); err != nil || !ok {
 			t.Fatal(ok, err)
 		}
