@@ -35,7 +35,7 @@ check: toolchain
 bench: setup build
 	$(GO) run ./test/bench
 
-# The mixed load for as long as SOAK says (minutes), with kills and a full verification at the end.
+# Kills under load with everything verified, then mixed load with memory watched: SOAK minutes of each.
 soak: setup build
 	VARVE_SOAK_MINUTES=$(or $(SOAK),10) $(GO) run ./test/run soak
 

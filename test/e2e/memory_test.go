@@ -121,11 +121,14 @@ func TestMemoryMapBudget(t *testing.T) {
 	}
 }
 
-// Mixed load for VARVE_MIXED_SECONDS (20): memory must not creep.
+// Mixed load for VARVE_MIXED_SECONDS (20), or for as long as a soak is to take: memory must not creep.
 func TestMemoryMixedLoad(t *testing.T) {
 	seconds := 20
 	if v, err := strconv.Atoi(os.Getenv("VARVE_MIXED_SECONDS")); err == nil {
 		seconds = v
+	}
+	if v, err := strconv.Atoi(os.Getenv("VARVE_SOAK_MINUTES")); err == nil {
+		seconds = 60 * v
 	}
 	n := harness.StartNode(t, "--log-level", "warn", "--log-size", "1GiB")
 	n.CreateDisk(t, "mix", "16GiB")

@@ -80,8 +80,8 @@ var layers = []layer{
 		commands: [][]string{e2e("6m", "Guest")}},
 	{name: "vm", what: "a VM boots from our disk over NBD and over an NFS mount, is killed, boots again", limit: 7 * time.Minute,
 		commands: [][]string{e2e("6m", "VM")}},
-	{name: "soak", what: "mixed load with kills for VARVE_SOAK_MINUTES", limit: 24 * time.Hour, optional: true,
-		commands: [][]string{e2e("24h", "Soak")}},
+	{name: "soak", what: "kills under load, then mixed load without, each for VARVE_SOAK_MINUTES", limit: 24 * time.Hour, optional: true,
+		commands: [][]string{e2e("24h", "Soak", "MemoryMixed")}},
 }
 
 // tally collects results over all layers.
