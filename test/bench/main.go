@@ -25,7 +25,7 @@
 //
 // # Settings
 //
-//	BENCH_TIME    seconds of each timed run (1.5; all rows then take about 20 minutes)
+//	BENCH_TIME    seconds of each timed run (2; all rows then take about 20 minutes)
 //	BENCH_REPEAT  repetitions (5)
 //	BENCH_ROWS    "G1 G13": these rows only
 //	BENCH_PEERS   "nbdkit file,nfs-ganesha": these peers only; ours is always there
@@ -63,7 +63,7 @@ const (
 )
 
 func readSettings(getenv func(string) string) (settings, error) {
-	s := settings{runTime: 1500 * time.Millisecond, repeat: 5}
+	s := settings{runTime: 2 * time.Second, repeat: 5}
 	if v := getenv("BENCH_TIME"); v != "" {
 		f, err := strconv.ParseFloat(strings.TrimSuffix(v, "s"), 64)
 		s.runTime = time.Duration(f * float64(time.Second))
