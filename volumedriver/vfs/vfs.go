@@ -57,3 +57,7 @@ type File interface {
 	Preallocate(size int64) error
 	Size() (int64, error)
 }
+
+// CacheDropper is a File that can give back the memory in which the system keeps its bytes. It is a hint: bytes that are
+// durable only have to be read from the device again.
+type CacheDropper interface{ DropCache() }
