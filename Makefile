@@ -31,7 +31,7 @@ test: setup
 check: toolchain
 	$(GO) run ./test/run check
 
-# Ours beside qemu-nbd, nbdkit, nbd-server and nfs-ganesha. BENCH_ROWS="G1 G13", BENCH_REPEAT=5, BENCH_SECONDS=3.
+# Ours beside qemu-nbd, nbdkit, nbd-server and nfs-ganesha. BENCH_ROWS="G1 G13", BENCH_REPEAT=5, BENCH_TIME=2 (seconds).
 bench: setup build
 	$(GO) run ./test/bench
 

@@ -71,8 +71,8 @@ var layers = []layer{
 		commands: [][]string{e2e("3m", "NFS")}},
 	{name: "kill", what: "kills of the real process under load, rebuild from the backend", limit: 7 * time.Minute,
 		commands: [][]string{e2e("6m", "Kill", "Rebuild")}},
-	{name: "limits", what: "memory with many volumes, and rude clients", limit: 5 * time.Minute, commands: [][]string{
-		e2e("4m", "Memory", "Rude"),
+	{name: "limits", what: "memory with many volumes, and rude clients", limit: 15 * time.Minute, commands: [][]string{
+		append([]string{"env", "VARVE_MIXED_SECONDS=600"}, e2e("14m", "Memory", "Rude")...),
 		{"env", "VARVE_MAP_GIB=100", "VARVE_MAP_SECONDS=25", "go", "test", "-count=1", "-timeout", "90s", "-run", "^TestBudgetFullyMapped$",
 			"./volumedriver/blockmap"},
 	}},
