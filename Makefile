@@ -25,7 +25,7 @@ setup: toolchain
 	test/setup.sh cache
 
 # All that CI runs, layer by layer; `make test LAYERS="check unit nbd"` runs some.
-test: setup
+test: setup build
 	VARVE_REQUIRE_TOOLS=1 $(GO) run ./test/run $(LAYERS)
 
 check: toolchain
