@@ -90,7 +90,7 @@ func (c *checkpointer) checkpoint() error {
 			continue
 		}
 		r.NextSCO = v.stored.NextSCO
-		r.Name, r.Epochs = v.stored.Name, v.stored.Epochs
+		r.Name, r.Epochs, r.Template = v.stored.Name, v.stored.Epochs, v.stored.Template
 		puts = append(puts, r.encode())
 		backed[v] = r.Backed
 		v.stored = r

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
 	"varve/volumedriver/backend"
 	"varve/volumedriver/blockio"
 	"varve/volumedriver/blockmap"
@@ -36,6 +38,8 @@ const (
 type destageState struct {
 	sealed     uint64 // last record that is in a job
 	sealedSize int64  // size of the volume after it
+	sealedTime int64  // modification time after it
+	marks      int    // snapshots and rollbacks logged after it
 	unsealed   int64  // payload bytes logged after it
 	next       uint64 // number of the next SCO
 	prev       scoID  // the SCO before it
@@ -51,9 +55,12 @@ type job struct {
 	first, last uint64 // log sequences (first, last]
 	size        int64
 	modTime     int64
+	marks       []mark // snapshots at the end of the range
+	revert      uint64 // the range is one rollback, to the snapshot with this sequence number
 	picks       []pick
 	zeros       []sco.Range
-	put         bool // durable on the backend
+	put         bool // durable on the backend, at
+	at          place
 	extents     []sco.Extent
 	bytes       int64
 }
@@ -73,7 +80,7 @@ func (v *Volume) due(now time.Time, occupancy float64, pins bool) bool {
 	if len(s.jobs) >= volumeJobsMax || v.logged.Load() == s.sealed || v.err() != nil || v.stuck.Load() != nil {
 		return false
 	}
-	if v.d.draining.Load() > 0 {
+	if v.d.draining.Load() > 0 || s.marks > 0 || v.hurry.Load() > s.sealed {
 		return true
 	}
 	if occupancy >= urgentOccupancy && pins || s.unsealed >= v.d.cfg.SCOBytes && occupancy >= eagerOccupancy {
@@ -91,16 +98,21 @@ func (v *Volume) due(now time.Time, occupancy float64, pins bool) bool {
 // the scheduler calls it, so there is one cut of a volume at a time.
 //
 // Within the range the newest version of a block counts; a zeroed range removes what was picked before. So applying the
-// zeros first and then the data gives the state after the range.
+// zeros first and then the data gives the state after the range. A snapshot ends the range, so that some SCO ends where the
+// snapshot is; snapshots between which nothing was written share one. A rollback is a range of its own.
 func (v *Volume) cut(limitBlocks int) *job {
 	v.mu.RLock()
 	s := &v.destage
-	j := &job{v: v, first: s.sealed, size: s.sealedSize, prev: s.prev, last: s.sealed}
+	j := &job{v: v, first: s.sealed, size: s.sealedSize, modTime: s.sealedTime, prev: s.prev, last: s.sealed}
 	newest := make(map[uint64]pick)
 	records := 0
 	var bytes int64
 	v.queue.after(s.sealed, func(r *record) bool {
 		if records == recordsPerSeal || len(j.zeros) == sco.MaxZeros || r.kind == writelog.Data && len(newest)+int(r.blocks) > limitBlocks {
+			return false
+		}
+		snap, revert := r.kind == writelog.Mark && r.flags&recordSnap != 0, r.kind == writelog.Mark && r.flags&recordRevert != 0
+		if len(j.marks) > 0 && !snap || revert && records > 0 {
 			return false
 		}
 		records++
@@ -120,13 +132,18 @@ func (v *Volume) cut(limitBlocks int) *job {
 				j.zero(newest, from, to-from)
 			}
 			j.size = int64(r.value)
+		case writelog.Mark:
+			if snap {
+				j.marks = append(j.marks, v.markLocked(r))
+			}
+			if revert {
+				j.revert = r.value
+				j.size = v.snapshotAtLocked(r.value).size(j.size)
+			}
 		}
-		j.modTime = r.time
-		if r.kind == writelog.Mark {
-			j.modTime = int64(r.value)
-		}
+		j.modTime = modTimeAfter(j.modTime, r.kind, r.flags, r.value, r.time)
 		j.last = r.seq
-		return true
+		return !revert
 	})
 	v.mu.RUnlock()
 	if records == 0 {
@@ -143,7 +160,11 @@ func (v *Volume) cut(limitBlocks int) *job {
 	j.id = scoID{v.root.epoch(), s.next}
 	s.next++
 	s.prev = j.id
-	s.sealed, s.sealedSize = j.last, j.size
+	s.sealed, s.sealedSize, s.sealedTime = j.last, j.size, j.modTime
+	s.marks -= len(j.marks)
+	if j.revert != 0 {
+		s.marks--
+	}
 	s.unsealed -= bytes
 	s.jobs = append(s.jobs, j)
 	return j
@@ -290,7 +311,7 @@ func (s *destager) finished(v *Volume) {
 	s.notify()
 }
 
-func (s *destager) builder(h sco.Header, blocks int) *sco.Builder {
+func (s *destager) builder(o sco.Options, h sco.Header, blocks int) *sco.Builder {
 	s.mu.Lock()
 	var b *sco.Builder
 	if n := len(s.builders); n > 0 {
@@ -298,9 +319,9 @@ func (s *destager) builder(h sco.Header, blocks int) *sco.Builder {
 	}
 	s.mu.Unlock()
 	if b == nil {
-		return sco.New(h, blocks)
+		return sco.New(h, blocks, o)
 	}
-	b.Reset(h, blocks)
+	b.Reset(h, blocks, o)
 	return b
 }
 
@@ -322,8 +343,9 @@ func (s *destager) process(ctx context.Context, j *job) error {
 	if err := s.d.wal.Sync(ctx, v.lastBatch.Load()); err != nil {
 		return err
 	}
-	b := s.builder(sco.Header{Volume: v.id, Epoch: j.id.Epoch, Seq: j.id.Seq, FirstLog: j.first, LastLog: j.last,
-		PrevEpoch: j.prev.Epoch, PrevSeq: j.prev.Seq, Size: uint64(j.size), ModTime: j.modTime, Created: s.d.now().UnixNano()}, len(j.picks))
+	b := s.builder(s.d.sealOptions(v.id), sco.Header{Volume: v.id, Epoch: j.id.Epoch, Seq: j.id.Seq, FirstLog: j.first, LastLog: j.last,
+		PrevEpoch: j.prev.Epoch, PrevSeq: j.prev.Seq, Size: uint64(j.size), ModTime: j.modTime, Created: s.d.now().UnixNano(),
+		Revert: j.revert}, len(j.picks))
 	defer s.keep(b)
 	if err := j.build(b); err != nil {
 		return fmt.Errorf("build sco %d-%d: %w", j.id.Epoch, j.id.Seq, err)
@@ -339,6 +361,7 @@ func (s *destager) process(ctx context.Context, j *job) error {
 	for _, p := range parts {
 		j.bytes += int64(len(p))
 	}
+	j.at.Bytes = j.bytes
 	s.d.metrics.objects.Inc()
 	s.d.metrics.objectBytes.Add(float64(j.bytes))
 	return v.installReady(j)
@@ -348,6 +371,11 @@ func (s *destager) process(ctx context.Context, j *job) error {
 func (j *job) build(b *sco.Builder) error {
 	for _, z := range j.zeros {
 		if err := b.AddZero(z.LBA, z.Blocks); err != nil {
+			return err
+		}
+	}
+	for _, m := range j.marks {
+		if err := b.AddMark(m.seq, m.data); err != nil {
 			return err
 		}
 	}
@@ -374,30 +402,37 @@ func (j *job) build(b *sco.Builder) error {
 // putSCO puts the object, for ever, each try under a new name since the outcome of a failed one is unknown.
 func (s *destager) putSCO(ctx context.Context, j *job, parts [][]byte) error {
 	return s.d.retry(ctx, j.v, func(attempt int, store backend.Backend) error {
-		return store.Put(ctx, sco.Name(j.v.id, j.id.Epoch, j.id.Seq, attempt), parts...)
+		err := store.Put(ctx, sco.Name(j.v.id, j.id.Epoch, j.id.Seq, attempt), parts...)
+		j.at = place{Epoch: j.id.Epoch, Attempt: attempt, Prev: j.prev.Seq, Blocks: len(j.picks)}
+		return err
 	})
 }
 
-// retry calls try until it succeeds or ctx ends, with capped exponential backoff and full jitter, and keeps the driver's
-// view of the backend's health.
+// retry calls try until it succeeds, ctx ends or the volume does.
 func (d *Driver) retry(ctx context.Context, v *Volume, try func(attempt int, store backend.Backend) error) error {
+	return d.retryPool(ctx, v.root.Pool, v.err, try)
+}
+
+// retryPool calls try until it succeeds, ctx ends or gone gives an error, with capped exponential backoff and full jitter, and keeps the driver's
+// view of the backend's health.
+func (d *Driver) retryPool(ctx context.Context, pool uuid.UUID, gone func() error, try func(attempt int, store backend.Backend) error) error {
 	for attempt := 0; ; attempt++ {
-		store, err := d.backendOf(v.root.Pool)
+		store, err := d.backendOf(pool)
 		if err == nil {
 			if err = try(attempt, store); err == nil {
-				d.health.good(v.root.Pool)
+				d.health.good(pool)
 				return nil
 			}
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if gone := v.err(); gone != nil {
+		if gone := gone(); gone != nil {
 			return gone
 		}
 		d.metrics.backendErrors.Inc()
-		d.health.bad(v.root.Pool, err, d.now())
-		d.log.Warn("backend refuses, trying again", "volume", v.id, "attempt", attempt, "err", err)
+		d.health.bad(pool, err, d.now())
+		d.log.Warn("backend refuses, trying again", "vpool", pool, "attempt", attempt, "err", err)
 		limit := min(d.cfg.retryMax, 50*time.Millisecond<<min(attempt, 10))
 		select {
 		case <-ctx.Done():
@@ -430,11 +465,36 @@ func (v *Volume) installReady(done *job) error {
 
 // install makes the SCO what the map says, and then the index forget it.
 func (v *Volume) install(j *job) error {
-	used, err := v.d.applySCO(v.handle, uint32(j.id.Seq), j.zeros, j.extents)
+	if v.recount { // after a crash the map may be newer than the root, whose count is then wrong
+		n, err := v.d.mappedIn(v.handle(), 0, blockmap.MaxBlocks)
+		if err != nil {
+			return fmt.Errorf("count the blocks of volume %s: %w", v.id, err)
+		}
+		v.recount = false
+		v.mu.Lock()
+		v.root.UsedBlocks = n
+		v.mu.Unlock()
+	}
+	used, err := v.d.applySCO(v.handle(), uint32(j.id.Seq), j.zeros, j.extents)
 	if err != nil {
 		return fmt.Errorf("install sco %d-%d: %w", j.id.Epoch, j.id.Seq, err)
 	}
+	if err := v.d.maps.Put([]blockmap.KV{j.at.encode(v.id, j.id.Seq)}, false); err != nil {
+		return fmt.Errorf("install sco %d-%d: %w", j.id.Epoch, j.id.Seq, err)
+	}
+	if len(j.marks) > 0 || j.revert != 0 {
+		return v.installCut(j, used)
+	}
 	v.mu.Lock()
+	v.installedLocked(j, used)
+	clean := v.logged.Load() == j.last
+	v.mu.Unlock()
+	v.installEnd(j, clean)
+	return nil
+}
+
+// installedLocked notes that the map holds the job's SCO. mu is held.
+func (v *Volume) installedLocked(j *job, used int64) {
 	for _, p := range j.picks {
 		if w, ok := v.index.data[p.lba]; ok && w.seq <= j.last {
 			v.index.remove(p.lba)
@@ -452,13 +512,14 @@ func (v *Volume) install(j *job) error {
 	v.pending.Store(v.queue.bytes)
 	v.d.pace.drained(held - v.queue.bytes)
 	v.destage.jobs = v.destage.jobs[1:]
-	clean := v.logged.Load() == j.last
-	v.mu.Unlock()
+}
+
+func (v *Volume) installEnd(j *job, clean bool) {
 	if clean {
 		v.d.destager.dropIfClean(v)
 	}
 	v.d.checkpointer.add(v, j.bytes)
-	return nil
+	v.wake()
 }
 
 func (s *destager) dropIfClean(v *Volume) {
@@ -509,17 +570,15 @@ func (d *Driver) applySCO(h blockmap.Handle, ordinal uint32, zeros []sco.Range, 
 			return 0, err
 		}
 	}
-	index := uint32(0)
 	for _, e := range extents {
 		n, err := d.mappedIn(h, e.LBA, e.LBA+uint64(e.Blocks))
 		if err != nil {
 			return 0, err
 		}
 		used += int64(e.Blocks) - n
-		if err := d.maps.Set(h, e.LBA, blockmap.MakeRef(ordinal, index), e.Blocks); err != nil {
+		if err := d.maps.Set(h, e.LBA, blockmap.MakeRef(ordinal, e.Index), e.Blocks); err != nil {
 			return 0, err
 		}
-		index += e.Blocks
 	}
 	return used, nil
 }
@@ -593,8 +652,7 @@ func (v *Volume) putRootNow(ctx context.Context, r root) error {
 	if err != nil {
 		return err
 	}
-	o := sco.Root{Volume: v.id, Epoch: r.epoch(), N: r.Name.N, Pool: r.Pool, PoolName: r.Name.PoolName, Path: r.Name.Path,
-		Kind: r.Name.Kind, Size: v.Size(), Created: r.Name.Created, BlockSize: blockSize}
+	o := v.rootObject(&r)
 	b, err := o.Encode()
 	if err != nil {
 		return err
@@ -632,6 +690,13 @@ func (v *Volume) putRootNow(ctx context.Context, r root) error {
 		}
 	}
 	return nil
+}
+
+// rootWaits says whether the root object is to be put.
+func (v *Volume) rootWaits() bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return !v.root.Name.Put && v.root.Name.Path != ""
 }
 
 // health remembers for each pool whether its backend answers.

@@ -2,6 +2,7 @@ package volumedriver
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -51,6 +52,14 @@ type Config struct {
 	// DrainDeadline is how long a write waits for a full log that does not drain: 20 s.
 	DrainDeadline time.Duration
 
+	// ScrubEvery is how often the scrub looks whether there is something to reclaim: 10 min, negative: never by itself. It
+	// reclaims until a volume's objects hold ScrubTarget times what is live: 1.35; moves up to ScrubBytesPerSecond: 64 MiB, no
+	// limit if negative; and deletes what it has replaced after ScrubGrace: 10 min.
+	ScrubEvery          time.Duration
+	ScrubTarget         float64
+	ScrubBytesPerSecond int64
+	ScrubGrace          time.Duration
+
 	Metrics prometheus.Registerer // may be nil
 
 	sealAge, sealAnyAge time.Duration
@@ -78,6 +87,12 @@ func (c Config) withDefaults() Config {
 	def(&c.CheckpointBytes, 256<<20)
 	dur(&c.CheckpointEvery, 30*time.Second)
 	dur(&c.DrainDeadline, 20*time.Second)
+	dur(&c.ScrubEvery, 10*time.Minute)
+	dur(&c.ScrubGrace, 10*time.Minute)
+	def(&c.ScrubBytesPerSecond, 64<<20)
+	if c.ScrubTarget == 0 {
+		c.ScrubTarget = 1.35
+	}
 	dur(&c.sealAge, sealAge)
 	dur(&c.sealAnyAge, sealAnyAge)
 	dur(&c.retryMax, 10*time.Second)
@@ -108,13 +123,17 @@ type Driver struct {
 
 	destager     *destager
 	checkpointer *checkpointer
+	scrubber     *scrubber
 
 	mu      sync.RWMutex
 	pools   map[uuid.UUID]backend.Backend
 	roots   map[uuid.UUID]root    // volumes that are not open
 	volumes map[uuid.UUID]*Volume // open
-	doomed  map[uuid.UUID]uuid.UUID
+	doomed  map[uuid.UUID]doomed
 	closed  bool
+
+	children map[uuid.UUID]int // clones of a snapshot; guarded by mu
+	owners   owners
 }
 
 // Open recovers the node's volumes from the log and the map. It needs no backend, and starts nothing but what the log needs.
@@ -123,12 +142,13 @@ func Open(cfg Config) (*Driver, error) {
 	if cfg.SegmentBytes < segmentBytesMin {
 		return nil, fmt.Errorf("log segments of %d bytes: at least %d, so that a record fits a batch", cfg.SegmentBytes, segmentBytesMin)
 	}
-	d := &Driver{cfg: cfg, log: cfg.Log, now: cfg.Now, objects: newObjectCache(), blocks: newBlockBuffers(),
+	d := &Driver{cfg: cfg, log: cfg.Log, now: cfg.Now, objects: newObjectCache(), blocks: newBlockBuffers(), children: make(map[uuid.UUID]int),
 		pools: make(map[uuid.UUID]backend.Backend), roots: make(map[uuid.UUID]root), volumes: make(map[uuid.UUID]*Volume),
-		doomed: make(map[uuid.UUID]uuid.UUID)}
+		doomed: make(map[uuid.UUID]doomed)}
 	d.metrics = newMetrics(d, cfg.Metrics)
 	d.destager = newDestager(d)
 	d.checkpointer = newCheckpointer(d)
+	d.scrubber = newScrubber(d)
 	d.pace = newPace(d)
 	if err := cfg.FS.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make %s: %w", cfg.Dir, err)
@@ -150,6 +170,9 @@ func Open(cfg Config) (*Driver, error) {
 	for _, v := range d.volumes {
 		d.destager.add(v)
 	}
+	if err := d.settleSnapshots(); err != nil {
+		return nil, errors.Join(err, wal.Close(), maps.Close())
+	}
 	return d, nil
 }
 
@@ -160,6 +183,9 @@ func (d *Driver) loadRoots() error {
 			return err
 		}
 		d.roots[r.ID] = r
+		if r.Parent != nil {
+			d.children[r.Parent.Snapshot]++
+		}
 		return nil
 	})
 	if err != nil {
@@ -167,11 +193,11 @@ func (d *Driver) loadRoots() error {
 	}
 	return d.maps.Scan([]byte(doomPrefix), func(key, value []byte) error {
 		id, err1 := uuid.Parse(strings.TrimPrefix(string(key), doomPrefix))
-		pool, err2 := uuid.FromBytes(value)
-		if err := errors.Join(err1, err2); err != nil {
+		var gone doomed
+		if err := errors.Join(err1, json.Unmarshal(value, &gone)); err != nil {
 			return fmt.Errorf("load doomed volumes: %w", err)
 		}
-		d.doomed[id] = pool
+		d.doomed[id] = gone
 		return nil
 	})
 }
@@ -184,7 +210,11 @@ func (d *Driver) replay(l *writelog.Logged, _ int) error {
 		if !ok || l.Seq <= r.Backed {
 			return writelog.Skip // deleted, or on the backend
 		}
-		v = newVolume(d, r)
+		var err error
+		if v, err = d.open(r); err != nil {
+			return err
+		}
+		v.recount = true
 		d.volumes[l.Volume] = v
 		delete(d.roots, l.Volume)
 	}
@@ -197,7 +227,7 @@ func (d *Driver) replay(l *writelog.Logged, _ int) error {
 	v.mu.Lock()
 	v.applyLocked(l)
 	v.mu.Unlock()
-	v.seq, v.size = l.Seq, v.visible.Load()
+	v.seq, v.size, v.gated = l.Seq, v.visible.Load(), v.reverting.Load()
 	v.logged.Store(l.Seq)
 	v.lastBatch.Store(l.Batch)
 	return nil
@@ -210,6 +240,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	g.Go(func() error { return d.checkpointer.run(ctx) })
 	g.Go(func() error { return d.pace.run(ctx) })
 	g.Go(func() error { return d.keepLedger(ctx) })
+	g.Go(func() error { return d.scrubber.run(ctx) })
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -311,7 +342,8 @@ func (d *Driver) Create(ctx context.Context, s Spec) (*Volume, error) {
 		return nil, fmt.Errorf("create volume %s: %w", s.ID, err)
 	}
 	now := d.now().UnixNano()
-	r := root{ID: s.ID, Pool: s.Pool, Handle: h, Epochs: []epochSpan{{From: 1, Epoch: s.Epoch}}, Size: s.Size, ModTime: now, NextSCO: 1,
+	r := root{ID: s.ID, Pool: s.Pool, Handle: h, Branches: []branch{{Handle: h}}, Epochs: []epochSpan{{From: 1, Epoch: s.Epoch}},
+		Size: s.Size, ModTime: now, NextSCO: 1,
 		Name: rootObject{N: 1, PoolName: s.PoolName, Path: s.Path, Kind: s.Kind, Created: now}}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -352,6 +384,7 @@ func (v *Volume) activate(epoch uint64) error {
 	// A cut may have taken numbers meanwhile; those are of the old epoch.
 	r.Epochs[len(r.Epochs)-1].From = v.destage.next
 	v.root.Epochs = r.Epochs
+	v.span.Store(v.d.owners.spans(&v.root))
 	v.mu.Unlock()
 	return v.storeLocked(r)
 }
@@ -376,7 +409,13 @@ func (d *Driver) Volume(_ context.Context, id uuid.UUID) (*Volume, error) {
 	case !ok:
 		return nil, fmt.Errorf("volume %s: %w", id, ErrUnknownVolume)
 	}
-	v = newVolume(d, r)
+	v, err := d.open(r)
+	if err == nil {
+		err = v.dropAborted()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open volume %s: %w", id, err)
+	}
 	d.volumes[id] = v
 	delete(d.roots, id)
 	if !r.Name.Put {
@@ -447,18 +486,19 @@ func (d *Driver) rootChanged(v *Volume) {
 	}
 }
 
-// Delete ends a volume and frees its log, map and backend objects. When it fails, the volume is gone for readers and
-// writers all the same, and Delete can be called again; nil if there is no such volume any more.
+// Delete ends a volume with its snapshots and frees its log, map and backend objects; ErrInUse while one of its snapshots has
+// clones. When it fails otherwise, the volume is gone for readers and writers all the same, and Delete can be called again;
+// nil if there is no such volume any more.
 func (d *Driver) Delete(ctx context.Context, id uuid.UUID) error {
-	pool, doomed, err := d.doom(ctx, id)
-	if err != nil || !doomed {
+	gone, ok, err := d.doom(ctx, id)
+	if err != nil || !ok {
 		return err
 	}
-	store, err := d.backendOf(pool)
+	store, err := d.backendOf(gone.Pool)
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
-	for _, prefix := range []string{sco.Prefix(id), sco.RootPrefix(id)} {
+	for _, prefix := range []string{sco.Prefix(id), sco.ContainerPrefix(id), sco.RootPrefix(id)} {
 		for {
 			found, err := store.List(ctx, prefix, "", 1000)
 			if err != nil {
@@ -474,7 +514,21 @@ func (d *Driver) Delete(ctx context.Context, id uuid.UUID) error {
 			}
 		}
 	}
-	if err := d.maps.Checkpoint(nil, [][]byte{doomKey(id)}); err != nil {
+	for _, h := range slices.Backward(gone.Handles) { // forks before what they were forked from
+		if err := d.maps.DropVolume(h); err != nil {
+			return fmt.Errorf("delete volume %s: %w", id, err)
+		}
+	}
+	keys := [][]byte{doomKey(id)}
+	for _, prefix := range [][]byte{snapshotsKey(id), objectsKey(id)} {
+		if err := d.maps.Scan(prefix, func(key, _ []byte) error {
+			keys = append(keys, slices.Clone(key))
+			return nil
+		}); err != nil {
+			return fmt.Errorf("delete volume %s: %w", id, err)
+		}
+	}
+	if err := d.maps.Update(nil, keys); err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
 	d.mu.Lock()
@@ -483,48 +537,88 @@ func (d *Driver) Delete(ctx context.Context, id uuid.UUID) error {
 	return nil
 }
 
-// doom stops the volume and replaces its root by a note that its objects are to be deleted.
-func (d *Driver) doom(ctx context.Context, id uuid.UUID) (pool uuid.UUID, doomed bool, err error) {
+// doomed is what is still to be given back of a volume that is gone.
+type doomed struct {
+	Pool    uuid.UUID         `json:"pool"`
+	Handles []blockmap.Handle `json:"handles"`
+}
+
+// doom stops the volume and replaces its root by a note of what is to be given back.
+func (d *Driver) doom(ctx context.Context, id uuid.UUID) (gone doomed, ok bool, err error) {
 	d.mu.RLock()
-	pool, doomed = d.doomed[id]
+	gone, ok = d.doomed[id]
 	d.mu.RUnlock()
-	if doomed {
-		return pool, true, nil
+	if ok {
+		return gone, true, nil
 	}
 	v, err := d.Volume(ctx, id)
 	if errors.Is(err, ErrUnknownVolume) {
-		return uuid.Nil, false, nil
+		return doomed{}, false, nil
 	}
 	if err != nil {
-		return uuid.Nil, false, err
+		return doomed{}, false, err
+	}
+	v.snapping.Lock() // for ever, if it succeeds: no more snapshots
+	if err := v.refuseParent(); err != nil {
+		v.snapping.Unlock()
+		return doomed{}, false, err
 	}
 	v.order.Lock()
 	v.closed = true
 	last := v.seq
 	v.order.Unlock()
 	if err := v.waitLogged(last); err != nil && v.err() == nil {
-		return uuid.Nil, false, err
+		v.snapping.Unlock()
+		return doomed{}, false, err
 	}
 	v.fail(fmt.Errorf("deleted: %w", blockio.ErrClosed))
+	v.snapping.Unlock() // whoever comes now finds that the volume has failed
 	d.destager.drop(v)
 	v.rooting.Lock() // for ever: no more root objects
 	if err := v.waitJobs(ctx); err != nil {
-		return uuid.Nil, false, err
+		return doomed{}, false, err
 	}
-	pool = v.root.Pool
 	v.storing.Lock()
 	defer v.storing.Unlock()
-	if err := d.maps.Checkpoint([]blockmap.KV{{Key: doomKey(id), Value: pool[:]}}, [][]byte{rootKey(id)}); err != nil {
-		return uuid.Nil, false, err
+	gone = doomed{Pool: v.root.Pool}
+	for _, b := range v.stored.Branches {
+		gone.Handles = append(gone.Handles, b.Handle)
+	}
+	note, err := json.Marshal(gone)
+	if err != nil {
+		return doomed{}, false, err
+	}
+	if err := d.maps.Update([]blockmap.KV{{Key: doomKey(id), Value: note}}, [][]byte{rootKey(id)}); err != nil {
+		return doomed{}, false, err
 	}
 	d.checkpointer.drop(v)
 	d.mu.Lock()
 	delete(d.volumes, id)
-	d.doomed[id] = pool
+	d.doomed[id] = gone
+	if p := v.stored.Parent; p != nil {
+		if d.children[p.Snapshot]--; d.children[p.Snapshot] == 0 {
+			delete(d.children, p.Snapshot)
+		}
+	}
 	d.mu.Unlock()
 	d.wal.Forget(id)
 	d.objects.forget(v)
-	return pool, true, d.maps.DropVolume(v.handle)
+	return gone, true, nil
+}
+
+// refuseParent is nil if no clone hangs on a snapshot of the volume; then none will any more. snapping is held.
+func (v *Volume) refuseParent() error {
+	v.d.mu.Lock()
+	defer v.d.mu.Unlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, s := range v.snaps {
+		if n := v.d.children[s.ID]; n > 0 {
+			return fmt.Errorf("delete volume %s: its snapshot %s has %d clones: %w", v.id, s.Name, n, ErrInUse)
+		}
+	}
+	v.snaps = nil
+	return nil
 }
 
 // waitJobs waits until no SCO of the volume is under way.
@@ -567,7 +661,7 @@ func (d *Driver) Stats() Stats {
 // PoolHealth says how the vPool's backend answers.
 func (d *Driver) PoolHealth(pool uuid.UUID) PoolHealth { return d.health.of(pool) }
 
-// Drain destages everything that is in the log now and checkpoints, or fails with ctx.
+// Drain destages everything that is in the log now, puts root objects that have changed, and checkpoints, or fails with ctx.
 func (d *Driver) Drain(ctx context.Context) error {
 	d.draining.Add(1)
 	defer d.draining.Add(-1)
@@ -576,7 +670,7 @@ func (d *Driver) Drain(ctx context.Context) error {
 		d.destager.mu.Lock()
 		n := 0
 		for v := range d.destager.dirty {
-			if v.logged.Load() > v.backed() && v.err() == nil && v.stuck.Load() == nil {
+			if (v.logged.Load() > v.backed() || v.rootWaits()) && v.err() == nil && v.stuck.Load() == nil {
 				n++
 			}
 		}

@@ -225,6 +225,7 @@ type record struct {
 	crc              uint32   // of the only block
 	crcs             []uint32 // of each block, if more than one
 	kind             writelog.Kind
+	flags            uint8
 }
 
 func (r *record) crcOf(i int) uint32 {
@@ -245,7 +246,7 @@ type recordQueue struct {
 const queueChunk = 256
 
 func (q *recordQueue) push(l *writelog.Logged, sizeBefore int64) {
-	r := record{seq: l.Seq, lba: l.LBA, blocks: l.Blocks, value: l.Value, sizeBefore: sizeBefore, time: l.Time, loc: l.Loc, kind: l.Kind}
+	r := record{seq: l.Seq, lba: l.LBA, blocks: l.Blocks, value: l.Value, sizeBefore: sizeBefore, time: l.Time, loc: l.Loc, kind: l.Kind, flags: l.Flags}
 	if l.Kind == writelog.Data {
 		if len(l.CRC) == 1 {
 			r.crc = l.CRC[0]

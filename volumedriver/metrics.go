@@ -10,6 +10,8 @@ type metrics struct {
 	objectBytes   prometheus.Counter
 	backendErrors prometheus.Counter
 	corrupt       prometheus.Counter
+	scrubMoved    prometheus.Counter
+	scrubFreed    prometheus.Counter
 	checkpoint    prometheus.Histogram
 }
 
@@ -28,6 +30,8 @@ func newMetrics(d *Driver, reg prometheus.Registerer) *metrics {
 	m.objectBytes = counter("object_bytes_put_total", "Bytes of SCOs put on backends.")
 	m.backendErrors = counter("backend_errors_total", "Calls of a backend that failed and were tried again.")
 	m.corrupt = counter("corrupt_blocks_total", "Blocks read that did not match their checksum.")
+	m.scrubMoved = counter("scrub_moved_objects_total", "SCOs that the scrub has compacted into containers.")
+	m.scrubFreed = counter("scrub_freed_bytes_total", "Bytes of objects that the scrub has deleted.")
 	m.checkpoint = prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "varve", Subsystem: "volumedriver", Name: "checkpoint_seconds",
 		Help: "Time of a checkpoint of the block map.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 8)})
 	m.all = append(m.all, m.checkpoint)

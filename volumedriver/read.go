@@ -41,6 +41,11 @@ func (v *Volume) read(ctx context.Context, p []byte, off int64) error {
 	if err := v.err(); err != nil {
 		return err
 	}
+	if v.reverting.Load() {
+		if err := v.waitReverted(ctx); err != nil {
+			return err
+		}
+	}
 	if err := checkRange(off, int64(len(p)), v.visible.Load(), false); err != nil {
 		return err
 	}
@@ -74,6 +79,11 @@ func (v *Volume) readPlanned(ctx context.Context, pl *plan, p []byte, off int64)
 	if err := v.plan(pl, lba, n, ctx != nil); err != nil {
 		return err
 	}
+	return v.readPlan(ctx, pl, p, off, lba, n)
+}
+
+// readPlan reads the n blocks from lba on that were planned, of which p at off is wanted.
+func (v *Volume) readPlan(ctx context.Context, pl *plan, p []byte, off int64, lba uint64, n int) error {
 	head := int(off & (blockSize - 1))
 	for i := 0; i < n; {
 		run := pl.run(i, n)
@@ -114,13 +124,14 @@ func (v *Volume) plan(pl *plan, lba uint64, n int, wait bool) error {
 		var err error
 		forgets := v.forgets
 		if v.planLocked(pl, lba, n) {
-			err = v.d.maps.TryLookup(v.handle, lba, pl.refs[:n])
+			err = v.d.maps.TryLookup(v.handle(), lba, pl.refs[:n])
 		}
+		h := v.handle()
 		v.mu.RUnlock()
 		if err == nil || !wait || !errors.Is(err, blockio.ErrBusy) {
 			return err
 		}
-		if err := v.d.maps.Lookup(v.handle, lba, pl.refs[:n]); err != nil {
+		if err := v.d.maps.Lookup(h, lba, pl.refs[:n]); err != nil {
 			return err
 		}
 		v.mu.RLock()
@@ -209,30 +220,57 @@ func (v *Volume) readRun(ctx context.Context, pl *plan, i, k int, lba uint64, p 
 	}
 }
 
-// readObject reads consecutive blocks of one SCO and checks them against the CRCs of its header.
+// handle is where reads and installs go in the block map.
+func (v *Volume) handle() blockmap.Handle { return blockmap.Handle(v.head.Load()) }
+
+// readObject reads consecutive blocks of one SCO and checks them against the CRCs of its header. The scrub may move the SCO
+// between the look at where it is and the read; then it is looked up again.
 func (v *Volume) readObject(ctx context.Context, ref blockmap.Ref, p []byte, lba uint64) error {
-	o, err := v.d.objects.acquire(ctx, v, ref.Ordinal())
-	if err != nil {
-		return err
+	for tries := 0; ; tries++ {
+		o, err := v.d.objects.acquire(ctx, v, ref.Ordinal())
+		if errors.Is(err, backend.ErrNotExist) && tries < 3 {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = v.readOpen(ctx, o, ref.Index(), p, lba)
+		moved := err != nil && errors.Is(err, backend.ErrNotExist) && tries < 3
+		if moved {
+			v.d.objects.drop(o)
+		}
+		v.d.objects.release(o)
+		if !moved {
+			return err
+		}
 	}
-	defer v.d.objects.release(o)
-	off := o.table.DataOffset(ref.Index())
-	if ctx == nil {
-		err = o.object.TryReadAt(p, off)
-		if errors.Is(err, vfs.ErrWouldBlock) {
+}
+
+// readOpen reads consecutive blocks of an open SCO and checks each.
+func (v *Volume) readOpen(ctx context.Context, o *openObject, index uint32, p []byte, lba uint64) error {
+	var err error
+	if off, n, ok := o.table.Direct(index, len(p)/blockSize); ok && n == len(p)/blockSize {
+		if ctx == nil {
+			err = o.object.TryReadAt(p, off)
+		} else {
+			err = o.object.ReadAt(ctx, p, off)
+		}
+	} else if ctx == nil {
+		err = o.table.Read(p, index, o.object.TryReadAt)
+	} else {
+		err = o.table.Read(p, index, func(p []byte, off int64) error { return o.object.ReadAt(ctx, p, off) })
+	}
+	if err != nil {
+		if ctx == nil && errors.Is(err, vfs.ErrWouldBlock) {
 			return blockio.ErrBusy
 		}
-	} else {
-		err = o.object.ReadAt(ctx, p, off)
-	}
-	if err != nil {
-		if errors.Is(err, backend.ErrNotExist) {
+		if errors.Is(err, backend.ErrNotExist) || errors.Is(err, sco.ErrFormat) {
 			err = errors.Join(blockio.ErrCorrupt, err)
 		}
 		return fmt.Errorf("read %s: %w", o.name, err)
 	}
 	for j := range len(p) / blockSize {
-		x := ref.Index() + uint32(j)
+		x := index + uint32(j)
 		if !o.table.vouches(x, lba+uint64(j), p[j*blockSize:(j+1)*blockSize]) {
 			v.d.metrics.corrupt.Inc()
 			return fmt.Errorf("volume %s block %d in %s at %d: %w", v.id, lba+uint64(j), o.name, x, blockio.ErrCorrupt)
@@ -246,6 +284,14 @@ func (v *Volume) Extents(ctx context.Context, off, n int64, limit int) ([]blocki
 	if err := checkRange(off, n, v.Size(), false); err != nil {
 		return nil, err
 	}
+	if err := v.waitReverted(ctx); err != nil {
+		return nil, err
+	}
+	return extents(ctx, off, n, limit, v.extent)
+}
+
+// extents describes [off, off+n) in at most limit runs, asking run for a run from lba on that ends at the latest at end.
+func extents(ctx context.Context, off, n int64, limit int, run func(lba, end uint64) (uint64, bool, error)) ([]blockio.Extent, error) {
 	var out []blockio.Extent
 	add := func(length int64, hole bool) bool {
 		if k := len(out); k > 0 && out[k-1].Hole == hole {
@@ -264,7 +310,7 @@ func (v *Volume) Extents(ctx context.Context, off, n int64, limit int) ([]blocki
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		k, hole, err := v.extent(lba, end)
+		k, hole, err := run(lba, end)
 		if err != nil {
 			return nil, err
 		}
@@ -282,7 +328,7 @@ func (v *Volume) Extents(ctx context.Context, off, n int64, limit int) ([]blocki
 func (v *Volume) extent(lba, end uint64) (n uint64, hole bool, err error) {
 	v.mu.RLock()
 	zero, inZeros := v.index.zeroAt(lba)
-	next, forgets := v.index.nextEvent(lba, end), v.forgets
+	next, forgets, h := v.index.nextEvent(lba, end), v.forgets, v.handle()
 	leaf, hasLeaf := v.index.leaves.next(lba / leafBlocks)
 	v.mu.RUnlock()
 	if hasLeaf {
@@ -292,7 +338,7 @@ func (v *Volume) extent(lba, end uint64) (n uint64, hole bool, err error) {
 	case inZeros && end > lba:
 		return min(end, zero.to) - lba, true, nil
 	case next > lba:
-		n, mapped, err := v.d.maps.Run(v.handle, lba, next)
+		n, mapped, err := v.d.maps.Run(h, lba, next)
 		v.mu.RLock()
 		same := forgets == v.forgets
 		v.mu.RUnlock()

@@ -3,6 +3,8 @@ package volumedriver
 import (
 	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"varve/volumedriver/backend"
+	"varve/volumedriver/blockio"
 	"varve/volumedriver/blockmap"
 	"varve/volumedriver/sco"
 )
@@ -21,6 +24,9 @@ type Rebuilt struct {
 	ModTime time.Time // of that record
 	Objects int       // SCOs that make it up
 	Ignored int       // SCOs beyond a hole, or left over by an owner that was replaced
+	// Snapshots are those that were found again; Parent is of which volume this one is a clone.
+	Snapshots int
+	Parent    uuid.UUID
 	// Lost is how many records after LastLog the node had logged when it last wrote its ledger, LostAt when that was; zero
 	// time: there is no ledger, so nobody knows.
 	Lost   uint64
@@ -29,43 +35,80 @@ type Rebuilt struct {
 	Err    error // why this volume could not be rebuilt
 }
 
-// Rebuild makes the volumes of a vPool again from its backend. This node must not know them. Each is an exact prefix of its
-// history: SCOs count up to the first that does not follow its predecessor.
+// rebuilding is a vPool on its way back.
+type rebuilding struct {
+	d       *Driver
+	store   backend.Backend
+	roots   map[uuid.UUID]sco.Root
+	objects map[uuid.UUID]map[scoID]found
+	done    map[uuid.UUID]*rebuiltVolume
+}
+
+// found is an SCO on the backend.
+type found struct {
+	header *sco.Header
+	at     place
+}
+
+// rebuiltVolume is what clones need of their parent.
+type rebuiltVolume struct {
+	root  root
+	snaps map[uuid.UUID]*snapshot
+	err   error
+}
+
+// Rebuild makes the volumes of a vPool again from its backend, with their snapshots and as clones of each other. This node
+// must not know them. Each is an exact prefix of its history: SCOs count up to the first that does not follow its predecessor.
 func (d *Driver) Rebuild(ctx context.Context, pool uuid.UUID) ([]Rebuilt, error) {
 	store, err := d.backendOf(pool)
 	if err != nil {
 		return nil, err
 	}
-	specs, err := findRoots(ctx, store, pool)
+	b := &rebuilding{d: d, store: store, done: make(map[uuid.UUID]*rebuiltVolume)}
+	if b.roots, err = findRoots(ctx, store, pool); err != nil {
+		return nil, fmt.Errorf("rebuild: %w", err)
+	}
+	names, err := findSCOs(ctx, store)
 	if err != nil {
 		return nil, fmt.Errorf("rebuild: %w", err)
 	}
-	objects, err := findSCOs(ctx, store)
-	if err != nil {
-		return nil, fmt.Errorf("rebuild: %w", err)
-	}
-	for id := range objects {
-		if _, ok := specs[id]; !ok { // its root object is lost: the data is not
-			specs[id] = Spec{ID: id, Pool: pool, Path: "lost+found/" + id.String() + ".raw", Kind: "disk"}
+	for id := range names {
+		if _, ok := b.roots[id]; !ok { // its root object is lost: the data is not
+			b.roots[id] = sco.Root{Volume: id, Pool: pool, Path: "lost+found/" + id.String() + ".raw", Kind: "disk"}
 		}
 	}
-	ids := make([]uuid.UUID, 0, len(specs))
-	for id := range specs {
+	ids := make([]uuid.UUID, 0, len(b.roots))
+	for id := range b.roots {
 		ids = append(ids, id)
 	}
-	slices.SortFunc(ids, func(a, b uuid.UUID) int { return cmp.Compare(specs[a].Path, specs[b].Path) })
+	slices.SortFunc(ids, func(x, y uuid.UUID) int { return cmp.Compare(b.roots[x].Path, b.roots[y].Path) })
 	ledger := d.readLedger()
 	var out []Rebuilt
-	for _, id := range ids {
-		r, err := d.rebuildVolume(ctx, store, specs[id], objects[id])
-		if e, ok := ledger[id]; ok {
-			r.LostAt, r.Lost = time.Unix(0, e.Time), max(e.Logged, r.LastLog)-r.LastLog
+	for len(ids) > 0 {
+		later := ids[:0]
+		for _, id := range ids {
+			o := b.roots[id]
+			if p := o.Parent; p != nil && b.done[p.Volume] == nil && p.Volume != id {
+				if _, ok := b.roots[p.Volume]; ok {
+					later = append(later, id)
+					continue
+				}
+			}
+			r, v, err := b.volume(ctx, o, names[id])
+			if ctx.Err() != nil {
+				return out, ctx.Err()
+			}
+			v.err, r.Err = err, err
+			b.done[id] = v
+			if e, ok := ledger[id]; ok {
+				r.LostAt, r.Lost = time.Unix(0, e.Time), max(e.Logged, r.LastLog)-r.LastLog
+			}
+			out = append(out, r)
 		}
-		if ctx.Err() != nil {
-			return out, ctx.Err()
+		if len(later) == len(ids) {
+			return out, fmt.Errorf("rebuild: %d clones are each other's parents: %w", len(ids), blockio.ErrCorrupt)
 		}
-		r.Err = err
-		out = append(out, r)
+		ids = later
 	}
 	return out, nil
 }
@@ -91,8 +134,8 @@ func eachObject(ctx context.Context, store backend.Backend, prefix string, fn fu
 }
 
 // findRoots reads the newest intact root object of each volume.
-func findRoots(ctx context.Context, store backend.Backend, pool uuid.UUID) (map[uuid.UUID]Spec, error) {
-	specs := make(map[uuid.UUID]Spec)
+func findRoots(ctx context.Context, store backend.Backend, pool uuid.UUID) (map[uuid.UUID]sco.Root, error) {
+	roots := make(map[uuid.UUID]sco.Root)
 	err := eachObject(ctx, store, "r/", func(i backend.Info) error {
 		id, _, _, err := sco.ParseRootName(i.Name)
 		if err != nil {
@@ -106,10 +149,11 @@ func findRoots(ctx context.Context, store backend.Backend, pool uuid.UUID) (map[
 		if err != nil || r.Volume != id {
 			return nil // an older one may do, else the volume goes to lost+found
 		}
-		specs[id] = Spec{ID: id, Pool: pool, Epoch: r.Epoch, Size: r.Size, PoolName: r.PoolName, Path: r.Path, Kind: r.Kind}
+		r.Pool = pool
+		roots[id] = *r
 		return nil
 	})
-	return specs, err
+	return roots, err
 }
 
 func readObject(ctx context.Context, store backend.Backend, name string, limit int64) ([]byte, error) {
@@ -122,7 +166,7 @@ func readObject(ctx context.Context, store backend.Backend, name string, limit i
 	return b, o.ReadAt(ctx, b, 0)
 }
 
-// findSCOs lists the SCOs of each volume by name.
+// findSCOs lists the SCOs of each volume, and the containers that hold some, by name.
 func findSCOs(ctx context.Context, store backend.Backend) (map[uuid.UUID][]string, error) {
 	objects := make(map[uuid.UUID][]string)
 	err := eachObject(ctx, store, "v/", func(i backend.Info) error {
@@ -131,56 +175,93 @@ func findSCOs(ctx context.Context, store backend.Backend) (map[uuid.UUID][]strin
 		}
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	err = eachObject(ctx, store, "c/", func(i backend.Info) error {
+		if id, _, _, _, err := sco.ParseContainerName(i.Name); err == nil {
+			objects[id] = append(objects[id], i.Name)
+		}
+		return nil
+	})
 	return objects, err
 }
 
-// rebuildVolume makes one volume from its SCOs.
-func (d *Driver) rebuildVolume(ctx context.Context, store backend.Backend, s Spec, names []string) (Rebuilt, error) {
-	out := Rebuilt{Spec: s}
-	if _, known := d.Stat(s.ID); known {
-		return out, fmt.Errorf("volume %s: this node has it already", s.ID)
-	}
-	headers := make(map[scoID]*sco.Header)
+// headers reads the headers of a volume's SCOs. Where an SCO is there in its own object it counts, else the newest
+// container that has it: each later one holds at least what was still needed then.
+func (b *rebuilding) headers(ctx context.Context, id uuid.UUID, names []string) (map[scoID]found, error) {
+	headers := make(map[scoID]found)
 	for _, name := range names {
-		o, err := store.Open(ctx, name)
-		if err != nil {
-			return out, err
-		}
-		h, err := readHeader(ctx, o)
-		o.Close()
+		err := b.d.eachSCO(ctx, b.store, name, func(h *sco.Header, at place) error {
+			if h.Volume != id {
+				return fmt.Errorf("it is of volume %s: %w", h.Volume, blockio.ErrCorrupt)
+			}
+			key := scoID{h.Epoch, h.Seq}
+			if old, ok := headers[key]; !ok || !old.at.own() && (at.own() || at.after(old.at)) {
+				headers[key] = found{h, at}
+			}
+			return nil
+		})
 		if ctx.Err() != nil {
-			return out, ctx.Err()
+			return nil, ctx.Err()
 		}
-		if err != nil || h.Volume != s.ID || o.Size() != h.ObjectBytes() {
-			d.log.Warn("object left out of rebuild", "volume", s.ID, "sco", name, "err", err)
-			continue
+		if err != nil {
+			if !errors.Is(err, blockio.ErrCorrupt) && !errors.Is(err, backend.ErrNotExist) {
+				return nil, err
+			}
+			b.d.log.Warn("object left out of rebuild", "volume", id, "object", name, "err", err)
 		}
-		headers[scoID{h.Epoch, h.Seq}] = h
+	}
+	return headers, nil
+}
+
+// volume makes one volume from its SCOs; its parent has been made before.
+func (b *rebuilding) volume(ctx context.Context, o sco.Root, names []string) (Rebuilt, *rebuiltVolume, error) {
+	d := b.d
+	s := Spec{ID: o.Volume, Pool: o.Pool, Epoch: o.Epoch, Size: o.Size, PoolName: o.PoolName, Path: o.Path, Kind: o.Kind}
+	out, v := Rebuilt{Spec: s}, &rebuiltVolume{snaps: make(map[uuid.UUID]*snapshot)}
+	if _, known := d.Stat(s.ID); known {
+		return out, v, fmt.Errorf("volume %s: this node has it already", s.ID)
+	}
+	all, err := b.headers(ctx, s.ID, names)
+	if err != nil {
+		return out, v, err
+	}
+	headers := make(map[scoID]*sco.Header, len(all))
+	for id, f := range all {
+		headers[id] = f.header
 	}
 	chain := newestChain(headers)
-	out.Objects, out.Ignored = len(chain), len(names)-len(chain)
-	h, err := d.maps.NewHandle()
-	if err != nil {
-		return out, err
+	out.Objects, out.Ignored = len(chain), max(0, len(all)-len(chain))
+	now := d.now().UnixNano()
+	r := root{ID: s.ID, Pool: s.Pool, Size: s.Size, ModTime: now, NextSCO: 1, Template: o.Template,
+		Name: rootObject{N: 1, PoolName: s.PoolName, Path: s.Path, Kind: s.Kind, Created: now}}
+	if err := b.begin(&r, o.Parent); err != nil {
+		return out, v, err
 	}
-	r := root{ID: s.ID, Pool: s.Pool, Handle: h, Epochs: []epochSpan{{From: 1, Epoch: s.Epoch}}, Size: s.Size, ModTime: d.now().UnixNano(),
-		NextSCO: 1, Name: rootObject{N: 1, PoolName: s.PoolName, Path: s.Path, Kind: s.Kind, Created: d.now().UnixNano()}}
-	if len(chain) > 0 {
-		r.Epochs = nil
+	if p := r.Parent; p != nil {
+		out.Parent = p.Volume
 	}
 	for id := range headers {
 		r.NextSCO = max(r.NextSCO, id.Seq+1)
 	}
+	var puts []blockmap.KV
+	inherited := len(r.Epochs)
 	for _, c := range chain {
-		used, err := d.applySCO(h, uint32(c.Seq), c.Zeros, c.Extents)
-		if err != nil {
-			return out, err
+		id := scoID{c.Epoch, c.Seq}
+		if err := b.apply(&r, v, c); err != nil {
+			return out, v, err
 		}
-		if n := len(r.Epochs); n == 0 || r.Epochs[n-1].Epoch != c.Epoch {
+		if n := len(r.Epochs); n == inherited || r.Epochs[n-1].Epoch != c.Epoch {
 			r.Epochs = append(r.Epochs, epochSpan{From: c.Seq, Epoch: c.Epoch})
 		}
-		r.UsedBlocks += used
-		r.Size, r.ModTime, r.Backed, r.Prev = int64(c.Size), c.ModTime, c.LastLog, scoID{c.Epoch, c.Seq}
+		r.Size, r.ModTime, r.Backed, r.Prev = int64(c.Size), c.ModTime, c.LastLog, id
+		at := all[id].at
+		at.Prev = c.PrevSeq
+		puts = append(puts, at.encode(s.ID, c.Seq))
+		if err := b.cut(&r, v, o, chain, c); err != nil {
+			return out, v, err
+		}
 	}
 	// The owner from now on has a higher epoch than any before.
 	for id := range headers {
@@ -188,15 +269,119 @@ func (d *Driver) rebuildVolume(ctx context.Context, store backend.Backend, s Spe
 	}
 	s.Epoch++
 	r.Epochs = append(r.Epochs, epochSpan{From: r.NextSCO, Epoch: s.Epoch})
-	if err := d.maps.Checkpoint([]blockmap.KV{r.encode()}, nil); err != nil {
-		return out, err
+	for id, sn := range v.snaps {
+		if sn.Name == "" { // only a rollback needed it
+			delete(v.snaps, id)
+			continue
+		}
+		puts = append(puts, sn.encode(s.ID))
+	}
+	if err := d.maps.Checkpoint(append(puts, r.encode()), nil); err != nil {
+		return out, v, err
 	}
 	d.mu.Lock()
 	d.roots[s.ID] = r
+	if r.Parent != nil {
+		d.children[r.Parent.Snapshot]++
+	}
 	d.mu.Unlock()
+	v.root = r
 	s.Size = r.Size
-	out.Spec, out.LastLog, out.ModTime, out.Used = s, r.Backed, time.Unix(0, r.ModTime), r.UsedBlocks*blockSize
-	return out, nil
+	out.Spec, out.LastLog, out.ModTime, out.Used, out.Snapshots = s, r.Backed, time.Unix(0, r.ModTime), r.UsedBlocks*blockSize, len(v.snaps)
+	return out, v, nil
+}
+
+// begin gives the root the map that its history begins with: nothing, or what the parent's snapshot held.
+func (b *rebuilding) begin(r *root, parent *sco.RootParent) error {
+	if parent == nil {
+		h, err := b.d.maps.NewHandle()
+		r.Handle, r.Branches = h, []branch{{Handle: h}}
+		return err
+	}
+	p := b.done[parent.Volume]
+	if p == nil || p.err != nil {
+		return fmt.Errorf("volume %s: its parent %s could not be rebuilt", r.ID, parent.Volume)
+	}
+	sn := p.snaps[parent.Snapshot]
+	if sn == nil {
+		return fmt.Errorf("volume %s: its parent %s has no snapshot %s any more", r.ID, parent.Volume, parent.Snapshot)
+	}
+	for _, e := range p.root.Epochs {
+		if e.Volume == uuid.Nil {
+			e.Volume = parent.Volume
+		}
+		if e.From < parent.Base {
+			r.Epochs = append(r.Epochs, e)
+		}
+	}
+	r.NextSCO = parent.Base
+	r.Size, r.ModTime, r.UsedBlocks = sn.Size, sn.ModTime, sn.UsedBlocks
+	r.Parent = &parentRef{Volume: parent.Volume, Snapshot: parent.Snapshot, Seq: parent.Seq, Base: parent.Base}
+	h, err := b.d.maps.Fork(sn.Handle, sn.Gen, nil)
+	r.Handle, r.Branches = h, []branch{{Handle: h, Parent: sn.Handle, Gen: sn.Gen}}
+	return err
+}
+
+// apply puts one SCO of the chain into the map.
+func (b *rebuilding) apply(r *root, v *rebuiltVolume, c *sco.Header) error {
+	if c.Revert != 0 {
+		var target *snapshot
+		for _, sn := range v.snaps {
+			if sn.Seq == c.Revert {
+				target = sn
+			}
+		}
+		if target == nil {
+			return fmt.Errorf("volume %s was rolled back to log record %d, where there is no snapshot: %w", r.ID, c.Revert, blockio.ErrCorrupt)
+		}
+		h, err := b.d.maps.Fork(target.Handle, target.Gen, nil)
+		if err != nil {
+			return err
+		}
+		r.Handle, r.UsedBlocks = h, target.UsedBlocks
+		r.Branches = append(r.Branches, branch{Handle: h, Parent: target.Handle, Gen: target.Gen})
+	}
+	used, err := b.d.applySCO(r.Handle, uint32(c.Seq), c.Zeros, c.Extents)
+	r.UsedBlocks += used
+	return err
+}
+
+// cut makes the snapshots with which an SCO ends: those that the root object lists or is too old to know, and, without a
+// name, those to which the volume was later rolled back.
+func (b *rebuilding) cut(r *root, v *rebuiltVolume, o sco.Root, chain []*sco.Header, c *sco.Header) error {
+	var keep []*snapshot
+	for _, m := range c.Marks {
+		sn := &snapshot{Seq: m.Seq, Size: r.Size, ModTime: r.ModTime, Handle: r.Handle, UsedBlocks: r.UsedBlocks}
+		if err := json.Unmarshal(m.Data, &sn.SnapshotSpec); err != nil || sn.check() != nil {
+			sn.SnapshotSpec = SnapshotSpec{ID: uuid.New(), Name: fmt.Sprintf("found-%d", m.Seq), Created: time.Unix(0, c.Created)}
+		}
+		listed := false
+		for _, l := range o.Snapshots {
+			if l.ID == sn.ID {
+				listed = true
+				sn.SnapshotSpec = specOf(l)
+			}
+		}
+		if !listed && m.Seq <= o.AtLog {
+			if !slices.ContainsFunc(chain, func(h *sco.Header) bool { return h.Revert == m.Seq }) {
+				continue
+			}
+			sn.SnapshotSpec.Name = ""
+		}
+		keep = append(keep, sn)
+	}
+	if len(keep) == 0 {
+		return nil
+	}
+	gen, err := b.d.maps.Freeze(r.Handle, nil)
+	if err != nil {
+		return err
+	}
+	for _, sn := range keep {
+		sn.Gen = gen
+		v.snaps[sn.ID] = sn
+	}
+	return nil
 }
 
 // newestChain gives the SCOs that make up the volume, oldest first: from the highest (epoch, seq) from which the chain of

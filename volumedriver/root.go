@@ -15,10 +15,28 @@ type scoID struct {
 	Seq   uint64 `json:"seq"`
 }
 
-// epochSpan says that SCOs numbered From and above were written in Epoch.
+// epochSpan says that SCOs numbered From and above, up to the next span, were written in Epoch by Volume, or by the volume
+// itself if that is nil. A clone goes on with the numbers of its parent, so an ordinal in its map names one SCO whoever wrote it.
 type epochSpan struct {
-	From  uint64 `json:"from"`
-	Epoch uint64 `json:"epoch"`
+	From   uint64    `json:"from"`
+	Epoch  uint64    `json:"epoch"`
+	Volume uuid.UUID `json:"volume,omitzero"`
+}
+
+// branch is a handle of the volume in the block map. The first has no parent, or, in a clone, the parent volume's snapshot;
+// each rollback begins another one.
+type branch struct {
+	Handle blockmap.Handle `json:"handle"`
+	Parent blockmap.Handle `json:"parent,omitempty"` // forked from it, at
+	Gen    uint32          `json:"gen,omitempty"`
+}
+
+// parentRef says of which snapshot a volume is a clone.
+type parentRef struct {
+	Volume   uuid.UUID `json:"volume"`
+	Snapshot uuid.UUID `json:"snapshot"`
+	Seq      uint64    `json:"seq"`  // of the snapshot, in the parent's log
+	Base     uint64    `json:"base"` // number of the clone's first own SCO
 }
 
 // root is what the node keeps of a volume beside its map leaves, in the same store and checkpointed with them: the state
@@ -34,6 +52,9 @@ type root struct {
 	NextSCO    uint64          `json:"next_sco"`
 	Prev       scoID           `json:"prev"`
 	UsedBlocks int64           `json:"used_blocks"`
+	Branches   []branch        `json:"branches"` // with that of Handle, which is the last
+	Parent     *parentRef      `json:"parent,omitempty"`
+	Template   bool            `json:"template,omitempty"`
 	Name       rootObject      `json:"name"`
 }
 
@@ -50,13 +71,20 @@ type rootObject struct {
 // scoReserve is how many SCO numbers are reserved at a time.
 const scoReserve = 512
 
+// Keys in the metadata of the map store.
 const (
-	rootPrefix = "volume/"
-	doomPrefix = "doomed/"
+	rootPrefix     = "volume/"   // id -> root
+	doomPrefix     = "doomed/"   // id -> vPool: its objects are to be deleted
+	snapshotPrefix = "snapshot/" // volume/id -> snapshot
+	releasePrefix  = "release/"  // handle, generation -> volume: what a deleted snapshot leaves behind is to be given back
+	objectPrefix   = "object/"   // volume/number -> where the SCO is
 )
 
-func rootKey(id uuid.UUID) []byte { return []byte(rootPrefix + id.String()) }
-func doomKey(id uuid.UUID) []byte { return []byte(doomPrefix + id.String()) }
+func rootKey(id uuid.UUID) []byte             { return []byte(rootPrefix + id.String()) }
+func doomKey(id uuid.UUID) []byte             { return []byte(doomPrefix + id.String()) }
+func snapshotsKey(volume uuid.UUID) []byte    { return []byte(snapshotPrefix + volume.String() + "/") }
+func objectsKey(volume uuid.UUID) []byte      { return []byte(objectPrefix + volume.String() + "/") }
+func snapshotKey(volume, id uuid.UUID) []byte { return append(snapshotsKey(volume), id.String()...) }
 
 func (r *root) epoch() uint64 {
 	if len(r.Epochs) == 0 {
@@ -65,14 +93,23 @@ func (r *root) epoch() uint64 {
 	return r.Epochs[len(r.Epochs)-1].Epoch
 }
 
-// epochOf gives the epoch in which SCO seq was written.
-func epochOf(spans []epochSpan, seq uint64) uint64 {
+// spanOf gives the span that SCO number seq lies in: who wrote it, in which epoch.
+func spanOf(spans []epochSpan, seq uint64) epochSpan {
 	for i := len(spans) - 1; i >= 0; i-- {
 		if seq >= spans[i].From {
-			return spans[i].Epoch
+			return spans[i]
 		}
 	}
-	return 0
+	return epochSpan{}
+}
+
+// owner is the volume that wrote SCO number seq of the volume with root r.
+func (r *root) owner(seq uint64) (volume uuid.UUID, epoch uint64) {
+	s := spanOf(r.Epochs, seq)
+	if s.Volume == uuid.Nil {
+		return r.ID, s.Epoch
+	}
+	return s.Volume, s.Epoch
 }
 
 func (r *root) encode() blockmap.KV {

@@ -56,7 +56,6 @@ import (
 	"github.com/google/uuid"
 
 	"varve/volumedriver/blockio"
-	"varve/volumedriver/blockmap"
 	"varve/volumedriver/writelog"
 )
 
@@ -74,20 +73,31 @@ const (
 const (
 	recordExtends = 1 << 0 // Data: Value is the volume's size after this write
 	recordModTime = 1 << 0 // Mark: Value is the modification time in ns
+	recordSnap    = 1 << 1 // Mark: a snapshot; Value is its token
+	recordRevert  = 1 << 2 // Mark: the volume is what it was at the snapshot with sequence number Value
 )
 
 // Volume is an array of bytes with a size, kept as 4 KiB blocks. Methods may be called concurrently.
 type Volume struct {
-	d      *Driver
-	id     uuid.UUID
-	handle blockmap.Handle
+	d    *Driver
+	id   uuid.UUID
+	head atomic.Uint32 // the handle in the block map that reads and installs go to; it changes with a rollback
+	span atomic.Pointer[[]ownerSpan]
+	// firstSCO is the first SCO number that this run of the program may use.
+	firstSCO uint64
 
 	order  sync.Mutex
 	seq    uint64              // last sequence number given out: accepted
 	size   int64               // after every accepted record
 	claims map[uint64]struct{} // blocks under read-modify-write
+	gated  bool                // a rollback is under way: as if every block were claimed
 	closed bool
 	freed  sync.Cond // on order: a claim ended
+
+	template  atomic.Bool   // takes no writes
+	reverting atomic.Bool   // a rollback is in the log and not yet in the map: nothing can be read
+	hurry     atomic.Uint64 // somebody waits until records up to this one are on the backend
+	snapping  sync.Mutex    // one change of the list of snapshots at a time; taken before order
 
 	lastBatch atomic.Uint64 // log batch of the last logged record: what a flush must cover
 	logged    atomic.Uint64
@@ -100,12 +110,15 @@ type Volume struct {
 	stuck   atomic.Pointer[error] // why nothing more of this volume can go to the backend
 
 	installing sync.Mutex // jobs are installed one at a time
+	recount    bool       // root.UsedBlocks is as of another moment than the map; guarded by installing
 	rooting    sync.Mutex // the root object is being put
 	storing    sync.Mutex // guards stored
 	stored     root       // what the map store holds, as of the last checkpoint
 
 	mu      sync.RWMutex
 	index   index
+	snaps   []*snapshot // by age; entries are replaced, never changed
+	pins    map[mapPoint]*pin
 	queue   recordQueue // logged, not yet backed
 	modTime int64
 	grown   sync.Cond // on mu (shared side): logged moved, or the volume failed
@@ -115,13 +128,17 @@ type Volume struct {
 }
 
 func newVolume(d *Driver, r root) *Volume {
-	v := &Volume{d: d, id: r.ID, handle: r.Handle, seq: r.Backed, size: r.Size, modTime: r.ModTime, root: r, stored: r}
+	v := &Volume{d: d, id: r.ID, seq: r.Backed, size: r.Size, modTime: r.ModTime, root: r, stored: r}
+	v.firstSCO = r.NextSCO
+	v.head.Store(uint32(r.Handle))
+	v.span.Store(d.owners.spans(&r))
+	v.template.Store(r.Template)
 	v.freed.L = &v.order
 	v.grown.L = v.mu.RLocker()
 	v.logged.Store(r.Backed)
 	v.visible.Store(r.Size)
 	v.destage.sealed = r.Backed
-	v.destage.sealedSize = r.Size
+	v.destage.sealedSize, v.destage.sealedTime = r.Size, r.ModTime
 	v.destage.next = r.NextSCO
 	v.destage.prev = r.Prev
 	return v
@@ -232,6 +249,9 @@ func (v *Volume) usableLocked() error {
 	if v.closed {
 		return blockio.ErrClosed
 	}
+	if v.template.Load() {
+		return fmt.Errorf("volume %s is a template: %w", v.id, blockio.ErrReadOnly)
+	}
 	return v.err()
 }
 
@@ -305,6 +325,9 @@ func (v *Volume) appendLocked(p []byte, off int64, f blockio.Flags, c blockio.Co
 
 // claimedLocked says whether a block of the range is under read-modify-write.
 func (v *Volume) claimedLocked(lba, n uint64) bool {
+	if v.gated {
+		return true
+	}
 	if len(v.claims) == 0 {
 		return false
 	}
@@ -410,6 +433,12 @@ func (v *Volume) applyLocked(l *writelog.Logged) {
 		}
 		size = int64(l.Value)
 	case writelog.Mark:
+		switch {
+		case l.Flags&recordSnap != 0:
+			v.snapshotLoggedLocked(l, size)
+		case l.Flags&recordRevert != 0:
+			size = v.revertLoggedLocked(l.Value, size)
+		}
 	}
 	v.queue.push(l, v.visible.Load())
 	v.pending.Store(v.queue.bytes)
@@ -417,12 +446,19 @@ func (v *Volume) applyLocked(l *writelog.Logged) {
 	if l.Kind == writelog.Data {
 		v.destage.unsealed += int64(l.Blocks) * blockSize
 	}
-	if l.Kind == writelog.Mark && l.Flags&recordModTime != 0 {
-		v.modTime = int64(l.Value)
-	} else {
-		v.modTime = l.Time
-	}
+	v.modTime = modTimeAfter(v.modTime, l.Kind, l.Flags, l.Value, l.Time)
 	v.visible.Store(size)
+}
+
+// modTimeAfter is the volume's modification time after a record: a snapshot changes nothing.
+func modTimeAfter(before int64, kind writelog.Kind, flags uint8, value uint64, at int64) int64 {
+	switch {
+	case kind != writelog.Mark || flags&recordRevert != 0:
+		return at
+	case flags&recordModTime != 0:
+		return int64(value)
+	}
+	return before
 }
 
 func (v *Volume) wake() {
