@@ -17,6 +17,8 @@ type InitCluster struct {
 	Format int       `json:"format"`
 }
 
+func (*InitCluster) kind() (string, int) { return "init_cluster", 1 }
+
 func (c *InitCluster) check() error {
 	if c.ID == uuid.Nil || c.Format != Format {
 		return invalid("cluster "+c.ID.String(), fmt.Sprintf("format %d, this binary knows %d", c.Format, Format))
@@ -41,6 +43,8 @@ type RegisterNode struct {
 	ID   uuid.UUID `json:"id"`
 	Spec NodeSpec  `json:"spec"`
 }
+
+func (*RegisterNode) kind() (string, int) { return "register_node", 1 }
 
 func (c *RegisterNode) check() error {
 	if c.ID == uuid.Nil {
@@ -77,6 +81,8 @@ type CreateVPool struct {
 	UID     uint32    `json:"uid"`
 	GID     uint32    `json:"gid"`
 }
+
+func (*CreateVPool) kind() (string, int) { return "create_vpool", 1 }
 
 func (c *CreateVPool) check() error {
 	object := "vpool " + quote(c.Name)
@@ -161,6 +167,8 @@ type UpdateVPool struct {
 	Clients []string  `json:"clients"`
 }
 
+func (*UpdateVPool) kind() (string, int) { return "update_vpool", 1 }
+
 func (c *UpdateVPool) check() error { return checkClients("vpool "+c.ID.String(), c.Clients) }
 
 func (c *UpdateVPool) apply(t *tx) (Result, error) {
@@ -181,6 +189,8 @@ type DeleteVPool struct {
 	ID  uuid.UUID `json:"id"`
 	Rev uint64    `json:"rev"`
 }
+
+func (*DeleteVPool) kind() (string, int) { return "delete_vpool", 1 }
 
 func (c *DeleteVPool) check() error { return nil }
 
@@ -236,6 +246,8 @@ type SetToken struct {
 	Role string `json:"role"`
 }
 
+func (*SetToken) kind() (string, int) { return "set_token", 1 }
+
 func (c *SetToken) check() error {
 	if len(c.Hash) != len(Secret{}) || c.Role != RoleAdmin {
 		return invalid("token "+quote(c.Name), "no hash or unknown role "+quote(c.Role))
@@ -254,6 +266,8 @@ func (c *SetToken) apply(t *tx) (Result, error) {
 type DeleteToken struct {
 	Name string `json:"name"`
 }
+
+func (*DeleteToken) kind() (string, int) { return "delete_token", 1 }
 
 func (c *DeleteToken) check() error { return nil }
 

@@ -36,6 +36,8 @@ type CreateInode struct {
 	Epoch    uint64    `json:"epoch,omitempty"`
 }
 
+func (*CreateInode) kind() (string, int) { return "create_inode", 1 }
+
 func (c *CreateInode) check() error {
 	if err := checkName(c.Name); err != nil {
 		return err
@@ -202,6 +204,8 @@ type RemoveInode struct {
 	Ino  uint64 `json:"ino,omitempty"`
 }
 
+func (*RemoveInode) kind() (string, int) { return "remove_inode", 1 }
+
 func (c *RemoveInode) check() error { return checkName(c.Name) }
 
 func (c *RemoveInode) apply(t *tx) (Result, error) {
@@ -222,6 +226,8 @@ type RemoveDir struct {
 	Dir  uint64 `json:"dir"`
 	Name string `json:"name"`
 }
+
+func (*RemoveDir) kind() (string, int) { return "remove_dir", 1 }
 
 func (c *RemoveDir) check() error { return checkName(c.Name) }
 
@@ -292,6 +298,8 @@ type Rename struct {
 	NoReplace bool   `json:"no_replace,omitempty"`
 	Ino       uint64 `json:"ino,omitempty"`
 }
+
+func (*Rename) kind() (string, int) { return "rename", 1 }
 
 func (c *Rename) check() error {
 	if err := checkName(c.From); err != nil {
@@ -407,6 +415,8 @@ type SetAttr struct {
 	Ctime Time    `json:"ctime,omitempty"`
 }
 
+func (*SetAttr) kind() (string, int) { return "set_attr", 1 }
+
 func (c *SetAttr) check() error {
 	if c.Mode != nil && *c.Mode > 0o7777 {
 		return invalid(inodeObject(c.FSID, c.Ino), fmt.Sprintf("mode %o", *c.Mode))
@@ -445,6 +455,8 @@ type ActivateVolume struct {
 	Epoch  uint64    `json:"epoch"`
 }
 
+func (*ActivateVolume) kind() (string, int) { return "activate_volume", 1 }
+
 func (c *ActivateVolume) check() error { return nil }
 
 func (c *ActivateVolume) apply(t *tx) (Result, error) {
@@ -469,6 +481,8 @@ func (c *ActivateVolume) apply(t *tx) (Result, error) {
 type DeleteVolumeDone struct {
 	Volumes []uuid.UUID `json:"volumes"`
 }
+
+func (*DeleteVolumeDone) kind() (string, int) { return "delete_volume_done", 1 }
 
 func (c *DeleteVolumeDone) check() error { return nil }
 
