@@ -128,13 +128,6 @@ func decode(entry []byte) (Command, envelope, error) {
 	return cmd, env, nil
 }
 
-// CheckEntry says whether Apply of this binary would know an entry: what comes from another node is asked before it enters
-// the log, because there it would halt the store.
-func CheckEntry(entry []byte) error {
-	_, _, err := decode(entry)
-	return err
-}
-
 // strict decodes one JSON value with no unknown field and nothing after it.
 func strict(b []byte, into any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
