@@ -23,6 +23,14 @@ var objects = []object{
 	eventTable(17),
 	eventLogTable(18),
 	cursorTable(19),
+	removedTable(30),
+	joinTokenTable(31),
+	userTable(40),
+	groupTable(41),
+	apiClientTable(42),
+	sessionTable(43),
+	auditTable(44),
+	answerTable(45),
 }
 
 // object is what the store needs to know of a kind of object.
@@ -123,25 +131,6 @@ func fresh(object string, given, present uint64) error {
 func clusterTable(frame byte) object {
 	o := rowObject[Cluster](frame, tCluster, map[string]index{byID: always(func(*Cluster) []byte { return clusterKey })})
 	o.commands = []func() Command{command[InitCluster]}
-	return o
-}
-
-func nodeTable(frame byte) object {
-	o := rowObject[Node](frame, tNode, map[string]index{byID: always(func(n *Node) []byte { return n.ID[:] })})
-	o.commands = []func() Command{command[RegisterNode]}
-	return o
-}
-
-type tokenRow struct {
-	Token
-	Hash []byte `json:"hash"`
-}
-
-func tokenTable(frame byte) object {
-	o := secretObject(frame, tToken, map[string]index{byID: always(func(t *Token) []byte { return []byte(t.Name) })},
-		func(t Token) tokenRow { return tokenRow{Token: t, Hash: t.Hash[:]} },
-		func(r tokenRow) Token { copy(r.Token.Hash[:], r.Hash); return r.Token })
-	o.commands = []func() Command{command[SetToken], command[DeleteToken]}
 	return o
 }
 
