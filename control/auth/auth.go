@@ -13,7 +13,7 @@
 // # What is kept
 //
 //	password      argon2id as a PHC string; a sign-in that succeeds makes it anew if the parameters have changed
-//	token, client secret, session cookie, CSRF token     256 random bits; the state holds their SHA-256
+//	token, client secret, session cookie     256 random bits; the state holds their SHA-256
 //	TOTP key      sealed (Sealer) before it enters the raft log
 //	set-up code   memory of one process
 //
@@ -30,7 +30,9 @@
 package auth
 
 import (
+	"cmp"
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -154,7 +156,8 @@ type Principal struct {
 	// Token is the name of the token that was shown, Session the id of the session.
 	Token   string
 	Session uuid.UUID
-	CSRF    [32]byte
+	// TokenKind is that of the token, "" where none was shown.
+	TokenKind string
 }
 
 // Local is whoever may open the appliance's socket.
@@ -246,7 +249,7 @@ func (a *Authenticator) Bearer(token, from string) (Principal, error) {
 		!inNetworks(t.Networks, from) {
 		return Nobody(), ErrUnauthenticated
 	}
-	p := Principal{Kind: KindToken, Name: t.Name, Via: ViaAPI, Roles: t.Roles, VPools: t.VPools, Token: t.Name}
+	p := Principal{Kind: KindToken, Name: t.Name, Via: ViaAPI, Roles: t.Roles, VPools: t.VPools, Token: t.Name, TokenKind: cmp.Or(t.Kind, state.TokenAPI)}
 	if len(t.Roles) == 0 {
 		p.Roles = []string{t.Role}
 	}
@@ -300,7 +303,7 @@ func (a *Authenticator) sessionPrincipal(view *state.View, s state.Session) (Pri
 		return Nobody(), ErrUnauthenticated
 	}
 	return Principal{Kind: KindUser, Name: u.Name, ID: u.ID, Via: ViaConsole, Roles: view.RolesOf(u), Expires: time.Unix(0, int64(s.Until)),
-		Session: s.ID, CSRF: s.CSRF}, nil
+		Session: s.ID}, nil
 }
 
 // Still says whether the principal could come in the same way now, with the same roles: what a stream asks while it lasts.
@@ -333,10 +336,16 @@ func (a *Authenticator) Still(p Principal) bool {
 	return false
 }
 
-// CSRFToken is what changes by a session must bear besides the cookie.
-func (a *Authenticator) CSRFRight(p Principal, shown string) bool {
-	sum := sha256.Sum256([]byte(shown))
-	return p.Session == uuid.Nil || subtle.ConstantTimeCompare(sum[:], p.CSRF[:]) == 1
+// CSRFToken is what changes by a session must bear besides its cookie. Only who can read the API's answers can know it.
+func CSRFToken(cookie string) string {
+	mac := hmac.New(sha256.New, []byte(cookie))
+	mac.Write([]byte("varve csrf"))
+	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
+}
+
+// CSRFRight says whether the token shown is the cookie's.
+func CSRFRight(cookie, shown string) bool {
+	return hmac.Equal([]byte(CSRFToken(cookie)), []byte(shown))
 }
 
 // Credentials of a sign-in.
@@ -345,10 +354,10 @@ type Credentials struct {
 	From                 string
 }
 
-// SignedIn is a new session. Cookie and CSRF are told this once.
+// SignedIn is a new session. Its cookie is told this once.
 type SignedIn struct {
-	Principal    Principal
-	Cookie, CSRF string
+	Principal Principal
+	Cookie    string
 }
 
 // SignIn makes a session for a user with a password.
@@ -422,9 +431,9 @@ func (a *Authenticator) password(ctx context.Context, c Credentials) (u state.Us
 
 // open makes a session.
 func (a *Authenticator) open(ctx context.Context, u state.User, from, rehash string, step int64) (SignedIn, error) {
-	cookie, csrf := newSecret(), newSecret()
-	cookieHash, csrfHash := sha256.Sum256([]byte(cookie)), sha256.Sum256([]byte(csrf))
-	cmd := &state.CreateSession{ID: uuid.New(), User: u.ID, UserRev: u.Rev, Hash: cookieHash[:], CSRF: csrfHash[:], TOTPStep: step,
+	cookie := newSecret()
+	hash := sha256.Sum256([]byte(cookie))
+	cmd := &state.CreateSession{ID: uuid.New(), User: u.ID, UserRev: u.Rev, Hash: hash[:], TOTPStep: step,
 		Lasts: state.Time(SessionLasts), Idle: state.Time(SessionIdle), From: clip(from, 64), Rehash: rehash}
 	if _, err := a.cfg.Raft.Apply(ctx, cmd); err != nil {
 		if errors.Is(err, state.ErrConflict) { // changed while the password was checked, or a code used twice
@@ -438,7 +447,7 @@ func (a *Authenticator) open(ctx context.Context, u state.User, from, rehash str
 		return SignedIn{}, err
 	}
 	p, err := a.sessionPrincipal(view, s)
-	return SignedIn{Principal: p, Cookie: cookie, CSRF: csrf}, err
+	return SignedIn{Principal: p, Cookie: cookie}, err
 }
 
 // SignOut ends a session.

@@ -132,10 +132,9 @@ type Token struct {
 	Rev     uint64 `json:"rev"`
 }
 
-// Session is a user's sign-in at the console. Hash is the SHA-256 of its cookie, CSRF of the token that changes must bear.
+// Session is a user's sign-in at the console. Hash is the SHA-256 of its cookie.
 type Session struct {
 	Hash Secret    `json:"-"`
-	CSRF Secret    `json:"-"`
 	ID   uuid.UUID `json:"id"`
 	User uuid.UUID `json:"user"`
 	// Until is when it ends whatever is done, Idle when it ends if nothing is done.
@@ -599,7 +598,6 @@ type CreateSession struct {
 	User     uuid.UUID `json:"user"`
 	UserRev  uint64    `json:"user_rev"`
 	Hash     []byte    `json:"hash"`
-	CSRF     []byte    `json:"csrf"`
 	TOTPStep int64     `json:"totp_step,omitempty"`
 	Lasts    Time      `json:"lasts"`
 	Idle     Time      `json:"idle"`
@@ -611,7 +609,7 @@ type CreateSession struct {
 func (*CreateSession) kind() (string, int) { return "create_session", 1 }
 
 func (c *CreateSession) check() error {
-	if c.ID == uuid.Nil || len(c.Hash) != len(Secret{}) || len(c.CSRF) != len(Secret{}) || c.Lasts <= 0 || c.Idle <= 0 ||
+	if c.ID == uuid.Nil || len(c.Hash) != len(Secret{}) || c.Lasts <= 0 || c.Idle <= 0 ||
 		len(c.From) > NameBytesMax || len(c.Rehash) > phcBytesMax {
 		return invalid("session", "not whole")
 	}
@@ -649,7 +647,6 @@ func (c *CreateSession) apply(t *tx) (Result, error) {
 	}
 	s := &Session{ID: c.ID, User: u.ID, Until: t.at + c.Lasts, Idle: t.at + c.Idle, From: c.From, Created: t.at, Rev: t.index}
 	copy(s.Hash[:], c.Hash)
-	copy(s.CSRF[:], c.CSRF)
 	t.put(tSession, s)
 	return Result{Object: s.ID}, nil
 }
@@ -891,7 +888,6 @@ func apiClientTable(frame byte) object {
 type sessionRow struct {
 	Session
 	Hash []byte `json:"hash"`
-	CSRF []byte `json:"csrf"`
 }
 
 func sessionTable(frame byte) object {
@@ -900,12 +896,8 @@ func sessionTable(frame byte) object {
 		byHash:  always(func(s *Session) []byte { return s.Hash[:] }),
 		byOwner: always(func(s *Session) []byte { return ownerKey(s.User, string(s.ID[:])) }),
 	},
-		func(s Session) sessionRow { return sessionRow{Session: s, Hash: s.Hash[:], CSRF: s.CSRF[:]} },
-		func(r sessionRow) Session {
-			copy(r.Session.Hash[:], r.Hash)
-			copy(r.Session.CSRF[:], r.CSRF)
-			return r.Session
-		})
+		func(s Session) sessionRow { return sessionRow{Session: s, Hash: s.Hash[:]} },
+		func(r sessionRow) Session { copy(r.Session.Hash[:], r.Hash); return r.Session })
 	o.commands = []func() Command{command[CreateSession], command[TouchSession], command[EndSession]}
 	return o
 }
