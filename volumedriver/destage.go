@@ -298,9 +298,9 @@ func (s *destager) builder(h sco.Header, blocks int) *sco.Builder {
 	}
 	s.mu.Unlock()
 	if b == nil {
-		return sco.New(h, blocks)
+		return sco.New(h, blocks, sco.Options{})
 	}
-	b.Reset(h, blocks)
+	b.Reset(h, blocks, sco.Options{})
 	return b
 }
 
@@ -509,17 +509,15 @@ func (d *Driver) applySCO(h blockmap.Handle, ordinal uint32, zeros []sco.Range, 
 			return 0, err
 		}
 	}
-	index := uint32(0)
 	for _, e := range extents {
 		n, err := d.mappedIn(h, e.LBA, e.LBA+uint64(e.Blocks))
 		if err != nil {
 			return 0, err
 		}
 		used += int64(e.Blocks) - n
-		if err := d.maps.Set(h, e.LBA, blockmap.MakeRef(ordinal, index), e.Blocks); err != nil {
+		if err := d.maps.Set(h, e.LBA, blockmap.MakeRef(ordinal, e.Index), e.Blocks); err != nil {
 			return 0, err
 		}
-		index += e.Blocks
 	}
 	return used, nil
 }

@@ -10,6 +10,7 @@ import (
 	"varve/volumedriver/backend"
 	"varve/volumedriver/blockio"
 	"varve/volumedriver/sco"
+	"varve/volumedriver/seal"
 )
 
 const (
@@ -176,9 +177,12 @@ func readHeader(ctx context.Context, object backend.Object) (*sco.Header, error)
 		}
 		first = append(first, rest...)
 	}
-	h, err := sco.Parse(first[:n])
+	h, err := sco.Parse(first[:n], nil)
+	if err != nil && !errors.Is(err, seal.ErrNoKey) {
+		err = errors.Join(blockio.ErrCorrupt, err)
+	}
 	if err != nil {
-		return nil, errors.Join(blockio.ErrCorrupt, err)
+		return nil, err
 	}
 	return h, nil
 }

@@ -216,17 +216,17 @@ func (v *Volume) readObject(ctx context.Context, ref blockmap.Ref, p []byte, lba
 		return err
 	}
 	defer v.d.objects.release(o)
-	off := o.table.DataOffset(ref.Index())
-	if ctx == nil {
-		err = o.object.TryReadAt(p, off)
-		if errors.Is(err, vfs.ErrWouldBlock) {
-			return blockio.ErrBusy
+	err = o.table.Read(p, ref.Index(), func(b []byte, off int64) error {
+		if ctx == nil {
+			return o.object.TryReadAt(b, off)
 		}
-	} else {
-		err = o.object.ReadAt(ctx, p, off)
+		return o.object.ReadAt(ctx, b, off)
+	})
+	if ctx == nil && errors.Is(err, vfs.ErrWouldBlock) {
+		return blockio.ErrBusy
 	}
 	if err != nil {
-		if errors.Is(err, backend.ErrNotExist) {
+		if errors.Is(err, backend.ErrNotExist) || errors.Is(err, sco.ErrFormat) {
 			err = errors.Join(blockio.ErrCorrupt, err)
 		}
 		return fmt.Errorf("read %s: %w", o.name, err)
