@@ -184,6 +184,7 @@ func (c *DeleteVPool) apply(t *tx) (Result, error) {
 	}
 	t.del(tInode, root)
 	t.del(tVPool, &p)
+	t.gone(Ref{Kind: ScopeVPool, ID: p.ID})
 	return Result{Pool: p.ID}, nil
 }
 

@@ -63,6 +63,7 @@ type envelope struct {
 	Type    string          `json:"t"`
 	ID      uuid.UUID       `json:"id"`
 	At      Time            `json:"at"`
+	Base    uint64          `json:"b,omitempty"`
 	Payload json.RawMessage `json:"p"`
 }
 
@@ -70,7 +71,11 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Encode makes the log entry of a command. id makes the command happen once, however often it is proposed; at is the
 // proposer's clock.
-func Encode(cmd Command, id uuid.UUID, at Time) ([]byte, error) {
+func Encode(cmd Command, id uuid.UUID, at Time) ([]byte, error) { return EncodeAfter(cmd, id, at, 0) }
+
+// EncodeAfter is Encode for an entry that may be proposed again and again: base is the index that the proposer has seen, before
+// which this command cannot have been applied. 0 trusts the window.
+func EncodeAfter(cmd Command, id uuid.UUID, at Time, base uint64) ([]byte, error) {
 	if cmd == nil {
 		return nil, fmt.Errorf("encode nothing: %w", ErrUnknownCommand)
 	}
@@ -88,7 +93,7 @@ func Encode(cmd Command, id uuid.UUID, at Time) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", name, err)
 	}
-	body, err := json.Marshal(envelope{Version: version, Type: name, ID: id, At: at, Payload: payload})
+	body, err := json.Marshal(envelope{Version: version, Type: name, ID: id, At: at, Base: base, Payload: payload})
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", name, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -191,13 +192,14 @@ func (c *PublishEvents) apply(t *tx) (Result, error) {
 	return Result{Seq: t.lastSeq}, nil
 }
 
-// emit publishes an event of the command's own. data is marshalled as JSON and must be an object.
+// emit publishes an event of the command's own. data is marshalled as JSON and must be an object; one that is longer than an
+// event may be is left out, since what it says is in the state.
 func (t *tx) emit(typ, topic, key string, data any) {
 	b, err := json.Marshal(data)
-	if err != nil || len(b) > EventDataBytesMax || len(b) > 0 && b[0] != '{' && string(b) != "null" {
-		panic(fmt.Sprintf("event %s: %d bytes of data, %v", typ, len(b), err))
+	if err != nil {
+		panic(fmt.Sprintf("event %s: %v", typ, err)) // plain structs marshal
 	}
-	if string(b) == "null" {
+	if len(b) > EventDataBytesMax || string(b) == "null" {
 		b = nil
 	}
 	t.derived++
@@ -303,6 +305,9 @@ func (c *MoveCursor) check() error { return checkLabel("cursor", c.Name) }
 
 func (c *MoveCursor) apply(t *tx) (Result, error) {
 	have, ok := first[Cursor](&t.View, tCursor, byID, []byte(c.Name))
+	if !ok && strings.HasPrefix(c.Name, sinkCursor) {
+		return Result{}, missing("cursor " + quote(c.Name))
+	}
 	if !ok && count[Cursor](&t.View, tCursor, byID, nil) >= CursorsMax {
 		return Result{}, &Error{Err: ErrNoSpace, Object: "cursor " + quote(c.Name), Detail: fmt.Sprintf("%d cursors", CursorsMax)}
 	}
@@ -320,7 +325,12 @@ type DeleteCursor struct {
 
 func (*DeleteCursor) kind() (string, int) { return "delete_cursor", 1 }
 
-func (c *DeleteCursor) check() error { return nil }
+func (c *DeleteCursor) check() error {
+	if strings.HasPrefix(c.Name, sinkCursor) {
+		return invalid("cursor "+quote(c.Name), "goes with its sink")
+	}
+	return nil
+}
 
 func (c *DeleteCursor) apply(t *tx) (Result, error) {
 	have, ok := first[Cursor](&t.View, tCursor, byID, []byte(c.Name))

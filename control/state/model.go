@@ -19,7 +19,7 @@ type Backend struct {
 	Kind string `json:"kind"`
 	// Node is the one whose disk it is; nil UUID where every node reaches it.
 	Node uuid.UUID `json:"node,omitzero"`
-	Dir  string `json:"dir,omitempty"`
+	Dir  string    `json:"dir,omitempty"`
 }
 
 // BackendLocal is a directory of this node.

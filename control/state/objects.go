@@ -23,6 +23,13 @@ var objects = []object{
 	eventTable(17),
 	eventLogTable(18),
 	cursorTable(19),
+	taskTable(20),
+	scheduleTable(21),
+	scheduleRunTable(22),
+	policyTable(23),
+	configTable(24),
+	brandingTable(25),
+	sinkTable(26),
 	removedTable(30),
 	joinTokenTable(31),
 	userTable(40),
@@ -46,9 +53,11 @@ type object struct {
 	check func(v *View) error
 	// points names the rows that point at another object, for a deletion of that one to be refused; nil where none can.
 	points func(v *View, at Ref, by func(name string))
+	// gone takes away what means nothing without an object that was deleted; nil where nothing does.
+	gone func(t *tx, at Ref)
 }
 
-// Ref names an object of any kind.
+// Ref names an object of any kind: its table, or "vdisk" with the id of a volume. The cluster's ID is Nil.
 type Ref struct {
 	Kind string    `json:"kind"`
 	ID   uuid.UUID `json:"id"`
@@ -118,6 +127,15 @@ func (t *tx) free(at Ref, object string) error {
 		return &Error{Err: ErrConflict, Object: object, Detail: "is in use", By: by, Remedy: "change or delete what uses it first"}
 	}
 	return nil
+}
+
+// gone drops what belongs to an object that is deleted now.
+func (t *tx) gone(at Ref) {
+	for _, o := range objects {
+		if o.gone != nil {
+			o.gone(t, at)
+		}
+	}
 }
 
 // fresh refuses a change by somebody who has seen another rev than the present one. Rev 0 changes whatever is there.

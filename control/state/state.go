@@ -40,7 +40,8 @@
 // The checksum is there because the log store has none per entry. An entry that does not decode, or whose type or version
 // this binary does not know, halts the store: nothing is applied or snapshotted any more, since skipping it would make
 // this node's state differ from the others'. A command that succeeds is remembered by id for the next ReplayWindow
-// successes; the same id again returns the first result and changes nothing.
+// successes; the same id again returns the first result and changes nothing. An entry names the index that its proposer had
+// seen ("b"): a repetition that comes so late that the first one may have been forgotten is refused, ErrForgotten.
 //
 // # Adding an object
 //
@@ -150,7 +151,12 @@ func (s *Store) Apply(index uint64, entry []byte) (res Result, err error) {
 		return Result{}, s.halt(index, err)
 	}
 	if first, ok := s.window.get(env.ID); ok {
+		s.index.Store(index)
 		return first, nil
+	}
+	if env.Base != 0 && s.window.forgotten() > env.Base {
+		s.index.Store(index)
+		return Result{}, errForgotten
 	}
 	txn := s.db.Txn(true)
 	defer func() {
@@ -226,6 +232,14 @@ func (w *replayWindow) add(id uuid.UUID, r Result) {
 	w.ring[w.next] = replayed{ID: id, Result: r}
 	w.byID[id] = w.next
 	w.next = (w.next + 1) % ReplayWindow
+}
+
+// forgotten is an index up to which results may have left the window.
+func (w *replayWindow) forgotten() uint64 {
+	if len(w.ring) < ReplayWindow {
+		return 0
+	}
+	return w.ring[w.next].Result.Rev - 1
 }
 
 // oldestFirst copies the window in the order the commands were applied.

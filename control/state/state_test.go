@@ -138,7 +138,7 @@ func TestCluster(t *testing.T) {
 		t.Fatalf("node %+v, %v", n, err)
 	}
 	m.must(&RegisterNode{ID: node1, Spec: NodeSpec{Name: "n1b", Role: RoleMaster, NBD: "h:1"}})
-	if n, _ = m.s.View().Node(node1); n.Name != "n1b" || n.Joined != 2000 || n.Seen <= n.Joined {
+	if n, _ = m.s.View().Node(node1); n.Name != "n1" || n.NBD != "h:1" || n.Joined != 2000 || n.Seen <= n.Joined {
 		t.Fatalf("node %+v", n)
 	}
 	m.fails(ErrInvalid, &RegisterNode{ID: node1, Spec: NodeSpec{Name: "N1", Role: RoleMaster}})

@@ -71,18 +71,6 @@ func (v *View) Cluster() (Cluster, bool) {
 	return *c, true
 }
 
-// Nodes returns all nodes, by id.
-func (v *View) Nodes() []Node { return all[Node](v, tNode, byID, nil) }
-
-// Node returns one node.
-func (v *View) Node(id uuid.UUID) (Node, error) {
-	n, ok := first[Node](v, tNode, byID, id[:])
-	if !ok {
-		return Node{}, missing("node " + id.String())
-	}
-	return *n, nil
-}
-
 // VPools returns all vPools, by name.
 func (v *View) VPools() []VPool { return all[VPool](v, tVPool, byName, nil) }
 
