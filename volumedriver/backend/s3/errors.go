@@ -153,7 +153,8 @@ func meaning(a minio.ErrorResponse) (kind, string) {
 		return slow, ""
 	case "NoSuchBucket":
 		return refusal, bucketRemedy
-	case "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "InvalidSecurity", "NotSignedUp", "Unauthorized":
+	case "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "InvalidSecurity", "NotSignedUp", "Unauthorized",
+		"XAdminUserNotFound":
 		return refusal, keysRemedy
 	case "AccessDenied", "AllAccessDisabled", "AccountProblem", "XMinioAdminUserNotAllowed":
 		return refusal, rightsRemedy
@@ -172,7 +173,7 @@ func meaning(a minio.ErrorResponse) (kind, string) {
 	}
 	switch {
 	case a.StatusCode == http.StatusNotFound:
-		return absent, ""
+		return refusal, placeRemedy // only NoSuchKey says that an object is not there
 	case a.StatusCode == http.StatusPreconditionFailed:
 		return exists, ""
 	case a.StatusCode == http.StatusConflict:

@@ -33,10 +33,7 @@ func (s *Store) Stat(ctx context.Context, name string) (backend.Info, error) {
 	err = s.retry(ctx, l, s.ask(), 0, func(ctx context.Context, _ int) error {
 		o, err := l.core.StatObject(ctx, s.cfg.Bucket, key, minio.StatObjectOptions{})
 		info.Size = o.Size
-		if a, ok := errors.AsType[minio.ErrorResponse](err); ok && a.StatusCode == http.StatusNotFound {
-			return s.absentIn(ctx, l, err)
-		}
-		return err
+		return s.believe(ctx, l, err)
 	})
 	if err != nil {
 		return backend.Info{}, fmt.Errorf("stat object %s: %w", name, err)
@@ -44,14 +41,20 @@ func (s *Store) Stat(ctx context.Context, name string) (backend.Info, error) {
 	return info, nil
 }
 
-// absentIn tells an object that is not there from a bucket that is not: the reply to HEAD has no body to say so.
-func (s *Store) absentIn(ctx context.Context, l *lane, err error) error {
+// believe takes no 404 for an object that is not there before the bucket has been seen: HEAD has no body to tell one from the
+// other, and a proxy or a store with the wrong keys may answer 404 to everything.
+func (s *Store) believe(ctx context.Context, l *lane, err error) error {
+	a, ok := errors.AsType[minio.ErrorResponse](err)
+	if !ok || a.StatusCode != http.StatusNotFound {
+		return err
+	}
 	there, e := l.core.BucketExists(ctx, s.cfg.Bucket)
 	switch {
 	case e != nil:
 		return e
-	case !there:
-		return minio.ErrorResponse{Code: "NoSuchBucket", Message: "The specified bucket does not exist", StatusCode: http.StatusNotFound, BucketName: s.cfg.Bucket}
+	case !there && a.Code == "NoSuchKey":
+		return minio.ErrorResponse{Code: "NoSuchBucket", Message: "The bucket is not there, or not for these keys", StatusCode: http.StatusNotFound,
+			BucketName: s.cfg.Bucket}
 	}
 	return err
 }
@@ -69,7 +72,7 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	defer end()
 	l := s.lane(ctx, laneScrub)
 	err = s.retry(ctx, l, s.ask(), 0, func(ctx context.Context, _ int) error {
-		return l.core.RemoveObject(ctx, s.cfg.Bucket, key, minio.RemoveObjectOptions{})
+		return s.believe(ctx, l, l.core.RemoveObject(ctx, s.cfg.Bucket, key, minio.RemoveObjectOptions{}))
 	})
 	if err != nil && kindOf(err) != absent {
 		return fmt.Errorf("delete object %s: %w", name, err)
@@ -129,7 +132,7 @@ func (s *Store) deleteBatch(ctx context.Context, core *minio.Core, keys []string
 func (s *Store) deleteEach(ctx context.Context, l *lane, keys []string) error {
 	for _, key := range keys {
 		err := s.retry(ctx, l, s.ask(), 0, func(ctx context.Context, _ int) error {
-			return l.core.RemoveObject(ctx, s.cfg.Bucket, key, minio.RemoveObjectOptions{})
+			return s.believe(ctx, l, l.core.RemoveObject(ctx, s.cfg.Bucket, key, minio.RemoveObjectOptions{}))
 		})
 		if err != nil && kindOf(err) != absent {
 			return err

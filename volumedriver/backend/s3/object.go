@@ -44,7 +44,7 @@ func (s *Store) Open(ctx context.Context, name string) (backend.Object, error) {
 	defer end()
 	o := &object{s: s, name: name, key: key}
 	l := s.lane(ctx, laneRead)
-	err = s.retry(ctx, l, s.read(), openBytes, func(ctx context.Context, _ int) error { return o.open(ctx, l.core) })
+	err = s.retry(ctx, l, s.read(), openBytes, func(ctx context.Context, _ int) error { return s.believe(ctx, l, o.open(ctx, l.core)) })
 	if err != nil {
 		return nil, fmt.Errorf("open object %s: %w", name, err)
 	}
@@ -141,7 +141,7 @@ func (o *object) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	defer end()
 	l := o.s.lane(ctx, laneRead)
-	err = o.s.retry(ctx, l, o.s.read(), int64(len(p)), func(ctx context.Context, _ int) error { return o.get(ctx, l.core, p, off) })
+	err = o.s.retry(ctx, l, o.s.read(), int64(len(p)), func(ctx context.Context, _ int) error { return o.s.believe(ctx, l, o.get(ctx, l.core, p, off)) })
 	if err != nil {
 		return fmt.Errorf("read object %s: %w", o.name, err)
 	}

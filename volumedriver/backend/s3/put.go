@@ -107,8 +107,9 @@ func (s *Store) putOnce(ctx context.Context, core *minio.Core, u *upload) (echoe
 		return false, err
 	}
 	if info.ChecksumCRC32C != "" && info.ChecksumCRC32C != u.crc {
-		return false, &Error{Code: "WrongChecksum", Status: http.StatusOK, Detail: fmt.Sprintf("the store has checksum %s of what was sent with %s",
-			clip(info.ChecksumCRC32C), u.crc)}
+		// Not tried again under this name: what is there may be anything.
+		return false, &Error{Code: "WrongChecksum", Status: http.StatusOK, kind: refusal,
+			Detail: fmt.Sprintf("the store has checksum %s of what was sent with %s", clip(info.ChecksumCRC32C), u.crc)}
 	}
 	return info.ChecksumCRC32C != "", nil
 }

@@ -7,7 +7,7 @@
 //	Drop         cut the connection, the store unasked    LostReply  let the store do it, then cut the connection
 //	Error200     let the store do it or not, answer 200 with an <Error> body
 //	Truncate     cut the reply's body in the middle       Flip       change one bit of it
-//	SlowReply    send the reply's body in small pieces    ShortBody  pass on a part of the request's body
+//	SlowReply    send the reply's body in small pieces    Strip    take a header off the request
 package s3test
 
 import (
@@ -92,6 +92,7 @@ type Spoil struct {
 	SlowReply time.Duration // between pieces of 4 KiB
 	Applied   bool          // with Status and Error200: the store did it all the same
 	Header    [2]string     // set in the reply; an empty value removes it
+	Strip     string        // header of the request that the store does not get to see
 }
 
 // Fault passes requests on, apart from those that it spoils.
@@ -164,6 +165,16 @@ func (f *Fault) Add(s Spoil) *Added {
 	return a
 }
 
+// SetSpoils takes the place of all that were added.
+func (f *Fault) SetSpoils(spoils ...Spoil) {
+	f.mu.Lock()
+	f.spoils = nil
+	f.mu.Unlock()
+	for _, s := range spoils {
+		f.Add(s)
+	}
+}
+
 // Seen is the number of requests that matched.
 func (a *Added) Seen() int64 {
 	a.f.mu.Lock()
@@ -226,6 +237,12 @@ func (f *Fault) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if s.Delay > 0 {
+		// Only when the body is read does net/http notice that the client has gone.
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
 		t := time.NewTimer(s.Delay)
 		defer t.Stop()
 		select {
@@ -233,6 +250,9 @@ func (f *Fault) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case <-r.Context().Done():
 			panic(http.ErrAbortHandler)
 		}
+	}
+	if s.Strip != "" {
+		r.Header.Del(s.Strip)
 	}
 	switch {
 	case s.Drop:
@@ -270,6 +290,9 @@ func answer(w http.ResponseWriter, r *http.Request, s Spoil) {
 	}
 	w.Header().Set("Content-Type", "application/xml")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	if s.Header[0] != "" {
+		w.Header().Set(s.Header[0], s.Header[1])
+	}
 	w.WriteHeader(status)
 	if r.Method != http.MethodHead {
 		io.WriteString(w, body)
