@@ -1,7 +1,7 @@
 #!/bin/bash
 # setup.sh go:       installs Go if there is none, or one older than 1.21 (root).
 # setup.sh packages: installs the Debian 12 packages that the tests and benchmarks use and that are missing (root).
-# setup.sh cache:    fills .cache/ with what takes long to make: the guest's kernel, fio with the nfs engine.
+# setup.sh cache:    fills .cache/ with what takes long to make: the guest's kernel, fio with the nfs engine, an S3 server.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=$PWD/.cache
@@ -77,6 +77,16 @@ fio_nfs() {
 	rm -rf "$work"
 }
 
+# A real S3 server, for the S3 backend's tests.
+versitygw() {
+	[ -x "$cache/versitygw" ] && return
+	echo "building versitygw"
+	local work; work=$(mktemp -d)
+	GOFLAGS= CGO_ENABLED=0 GOBIN="$work" go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+	install -m 755 "$work/versitygw" "$cache/versitygw.new" && mv "$cache/versitygw.new" "$cache/versitygw"
+	rm -rf "$work"
+}
+
 # Go from Debian's backports: bookworm's own is too old to fetch the toolchain that go.mod names.
 golang() {
 	local have; have=$(go env GOVERSION 2>/dev/null | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
@@ -93,6 +103,6 @@ golang() {
 case ${1:-} in
 go) golang ;;
 packages) packages ;;
-cache) kernel; fio_nfs ;;
+cache) kernel; fio_nfs; versitygw ;;
 *) sed -n '2,4s/^# //p' "$0"; exit 2 ;;
 esac

@@ -16,6 +16,7 @@ import (
 	"varve/volumedriver/blockio"
 	"varve/volumedriver/blockmap"
 	"varve/volumedriver/sco"
+	"varve/volumedriver/seal"
 )
 
 const (
@@ -339,8 +340,11 @@ func readHeader(ctx context.Context, object backend.Object, off int64, keys sco.
 		first = append(first, rest...)
 	}
 	h, err := sco.Parse(first[:n], keys)
+	if err != nil && !errors.Is(err, seal.ErrNoKey) {
+		err = errors.Join(blockio.ErrCorrupt, err)
+	}
 	if err != nil {
-		return nil, errors.Join(blockio.ErrCorrupt, err)
+		return nil, err
 	}
 	return h, nil
 }

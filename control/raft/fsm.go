@@ -1,32 +1,112 @@
 package raft
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"log/slog"
+	"sync"
 
 	"github.com/hashicorp/raft"
 
 	"varve/control/state"
 )
 
-// fsm feeds committed entries to the store. A store that halts fails the node.
+// fsm feeds committed entries to the store and to those who follow it. A store that halts fails the node.
 type fsm struct {
 	store   *state.Store
 	failure *failure
+	log     *slog.Logger
+
+	// mu orders applying with following. It guards what is below.
+	mu        sync.Mutex
+	applied   uint64        // the last command applied
+	changed   chan struct{} // closed and replaced when applied grows; nil while nobody waits
+	followers map[*Feed]struct{}
+	hashes    hashes
+}
+
+func newFSM(store *state.Store, failure *failure, log *slog.Logger) *fsm {
+	return &fsm{store: store, failure: failure, log: log, followers: make(map[*Feed]struct{})}
 }
 
 type applied struct {
-	res state.Result
-	err error
+	index uint64
+	res   state.Result
+	err   error
 }
 
 // Apply implements raft.FSM.
 func (f *fsm) Apply(l *raft.Log) any {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	res, err := f.store.Apply(l.Index, l.Data)
 	if halt := f.store.Halted(); halt != nil {
 		f.failure.set(halt)
+		return applied{index: l.Index, err: err}
 	}
-	return applied{res: res, err: err}
+	f.advance(l.Index)
+	for feed := range f.followers {
+		if !feed.put(Update{Index: l.Index, Entry: l.Data}) {
+			delete(f.followers, feed)
+		}
+	}
+	f.hashes.at(l.Index, f.store)
+	return applied{index: l.Index, res: res, err: err}
+}
+
+// advance tells whoever waits; mu is held.
+func (f *fsm) advance(index uint64) {
+	f.applied = index
+	if f.changed != nil {
+		close(f.changed)
+		f.changed = nil
+	}
+}
+
+// reach waits until the command at index is applied.
+func (f *fsm) reach(ctx context.Context, index uint64) error {
+	for {
+		f.mu.Lock()
+		if f.applied >= index {
+			f.mu.Unlock()
+			return nil
+		}
+		if f.changed == nil {
+			f.changed = make(chan struct{})
+		}
+		changed := f.changed
+		f.mu.Unlock()
+		select {
+		case <-changed:
+		case <-f.failure.ch:
+			return fmt.Errorf("%w: %w", ErrUnavailable, f.failure.Err())
+		case <-ctx.Done():
+			return fmt.Errorf("%w: this node has not caught up with entry %d: %w", ErrUnavailable, index, ctx.Err())
+		}
+	}
+}
+
+// restored follows a store that was restored: followers have to begin anew.
+func (f *fsm) restored() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.advance(f.store.Index())
+	f.endFeeds()
+}
+
+// unfollow ends all feeds.
+func (f *fsm) unfollow() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.endFeeds()
+}
+
+func (f *fsm) endFeeds() {
+	for feed := range f.followers {
+		close(feed.updates)
+		delete(f.followers, feed)
+	}
 }
 
 // Snapshot implements raft.FSM.
@@ -40,9 +120,14 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 
 // Restore implements raft.FSM. At start Open has restored already and raft is told not to.
 func (f *fsm) Restore(r io.ReadCloser) error {
+	f.mu.Lock()
 	err := f.store.Restore(r)
+	f.mu.Unlock()
 	if cerr := r.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("close snapshot: %w", cerr)
+	}
+	if err == nil {
+		f.restored()
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -18,7 +19,9 @@ import (
 // Phases of an identity file.
 const (
 	forming = "forming" // the ids are chosen; raft may or may not have been bootstrapped
+	joining = "joining" // a cluster has given the ids; its leader has not sent its state yet
 	member  = "member"  // raft holds the cluster's record: an empty raft directory means lost votes and lost state
+	removed = "removed" // the cluster has taken this node out; its raft files are history
 )
 
 const (
@@ -53,8 +56,11 @@ func loadIdentity(dir string) (identity, error) {
 	case id.Format != state.Format:
 		return identity{}, fmt.Errorf("%w: %s has format %d, this binary knows %d; run the version that wrote it",
 			ErrIdentity, path, id.Format, state.Format)
-	case id.Node == uuid.Nil || id.Cluster == uuid.Nil || id.Phase != forming && id.Phase != member:
+	case id.Node == uuid.Nil || id.Cluster == uuid.Nil || !slices.Contains([]string{forming, joining, member, removed}, id.Phase):
 		return identity{}, fmt.Errorf("%w: %s is incomplete; restore it from a backup", ErrIdentity, path)
+	case id.Phase == removed:
+		return identity{}, fmt.Errorf("%w: node %s was removed from cluster %s; join again with an empty data directory",
+			ErrIdentity, id.Node, id.Cluster)
 	}
 	return id, nil
 }
@@ -66,6 +72,29 @@ func newIdentity(dir string) (identity, error) {
 	}
 	id := identity{Format: state.Format, Cluster: uuid.New(), Node: uuid.New(), Phase: forming}
 	return id, id.save(dir)
+}
+
+// Identify says who the node with this directory is, choosing ids for a new one, so that certificates can be made before Open.
+// The caller keeps other processes out.
+func Identify(dir string) (cluster, node uuid.UUID, err error) {
+	if err := durable.MakeDir(dir); err != nil {
+		return uuid.Nil, uuid.Nil, err
+	}
+	id, err := loadIdentity(dir)
+	return id.Cluster, id.Node, err
+}
+
+// WriteJoining makes dir that of a node which a cluster has admitted. It must hold no raft state.
+func WriteJoining(dir string, cluster, node uuid.UUID) error {
+	if err := durable.MakeDir(dir); err != nil {
+		return err
+	}
+	for _, name := range []string{"raft", identityFile} {
+		if _, err := os.Stat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w: %s holds a node's state already; join with an empty data directory", ErrIdentity, dir)
+		}
+	}
+	return identity{Format: state.Format, Cluster: cluster, Node: node, Phase: joining}.save(dir)
 }
 
 func (id identity) save(dir string) error {
@@ -81,7 +110,7 @@ func (id identity) save(dir string) error {
 func (id identity) checkRaftDir(dir string) error {
 	_, err := os.Stat(filepath.Join(dir, metaFile))
 	switch {
-	case err == nil || id.Phase == forming && errors.Is(err, fs.ErrNotExist):
+	case err == nil || id.Phase != member && errors.Is(err, fs.ErrNotExist):
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: node %s was a member but %s is empty or lost %s; restore it from a backup, or start in an empty data "+

@@ -1,17 +1,42 @@
 // Package raft orders the commands of package state on disk: hashicorp/raft over a write-ahead log of its own files. A
-// command is acknowledged when it is fsynced in the log and applied. On one node there is one voter and no listening
-// port; the shape (entries, snapshots, identity) is that of a cluster of three.
+// command is acknowledged when a majority of the voters has fsynced it and it is applied here. A cluster of one has one
+// voter and needs no network; with Config.Network the same node grows into a cluster of many.
 //
-//	n, err := raft.Open(raft.Config{Dir: dir, Log: log})    // ready: leads, everything committed is applied
+//	n, err := raft.Open(raft.Config{Dir: dir, Log: log})    // without a network: ready when it returns
+//	n.Ready(ctx)                                             // with one: knows a leader, everything committed is applied here
 //	go n.Run(ctx)                                            // error = a persist failed or the state halted: end the process
-//	res, err := n.Apply(ctx, &state.CreateInode{…})          // many callers at once share one fsync
-//	n.State().View() …                                       // reads
+//	res, err := n.Apply(ctx, &state.CreateInode{…})          // on any node; many callers at once share one fsync
+//	n.State().View() …                                       // reads, as far as this node has come
+//	n.Sync(ctx)                                              // a View taken after it has everything acknowledged before it
+//	n.Follow()                                               // the state and every entry after it, for a copy (control/replica)
 //	n.Failed() <-chan struct{}, n.Err(), n.ID(), n.Cluster(), n.Snapshot(), n.Close()
+//	members.go: Leader, IsLeader, Servers, AddNonvoter, Promote, Demote, Remove, TransferLeadership
+//
+// # A command on any node
+//
+//	encode once, with an id and the index that this node had seen
+//	repeat until answered or out of time:
+//	    leader here?  hand it to raft, wait until it is applied
+//	    leader known? send the entry there, wait until this node has applied it too (so that callers read their writes)
+//	    neither?      wait for an election
+//
+// The outcome of an attempt may be unknown; the id makes a repetition harmless (state's replay window).
+//
+// # A read that is linearizable
+//
+//	the leader proves that it still leads (a round of heartbeats), then names the last command in its log;
+//	the node that asked waits until it has applied that one
+//
+// Whatever was acknowledged before the read began is in the log of whoever leads during it.
+//
+// # Addresses
+//
+// Raft's server address is the node's id. Network finds the present host and port, so a node may move.
 //
 // # Files
 //
 //	DIR/lock                 held by the process that works here
-//	DIR/node.json            {format, cluster, node, phase}: who this is
+//	DIR/node.json            {format, cluster, node, phase}: who this is; phases in identity.go
 //	DIR/raft/wal-meta.db …   log segments and votes (raft-wal)
 //	DIR/raft/snapshots/      state.Snapshot bytes
 //	DIR/raft/watermark       an index that the log is known to have reached
@@ -20,10 +45,14 @@
 //
 //	choose ids, write node.json phase forming -> bootstrap raft -> commit InitCluster -> write node.json phase member
 //
+// A node that joins has its ids from the cluster (WriteJoining), bootstraps nothing and becomes a member when the leader has
+// sent it the cluster's record.
+//
 // # What Open refuses (ErrIdentity), because going on would forget votes or committed state
 //
 // A member whose raft directory is empty or lost its metadata; raft files without node.json; a log that ends before its
-// watermark or starts after the last intact snapshot; a state of another cluster than node.json's; an unknown format.
+// watermark or starts after the last intact snapshot; a state of another cluster than node.json's; an unknown format; a node
+// that was removed from its cluster.
 //
 // # Failure
 //
@@ -69,7 +98,9 @@ const (
 	segmentBytes           = 16 << 20
 	batchEntriesMax        = 512
 	snapshotsKept          = 2
-	electionTimeout        = 50 * time.Millisecond
+	electionTimeout        = time.Second
+	aloneTimeout           = 50 * time.Millisecond // without a network an election only waits for this node's own disk
+	commitTimeout          = 20 * time.Millisecond // how long a follower may lag behind what is committed when nothing follows
 	startTimeout           = 60 * time.Second
 	applySlow              = 2 * time.Second
 	watermarkEvery         = 5 * time.Second
@@ -84,6 +115,10 @@ type Config struct {
 	Now func() time.Time
 	// SnapshotEntries is after how many entries a snapshot is taken; 0 is 65536.
 	SnapshotEntries uint64
+	// Network connects the nodes; nil is a cluster of one for ever.
+	Network Network
+	// ElectionTimeout is after what silence of the leader a node asks for votes; 0 is a second.
+	ElectionTimeout time.Duration
 
 	// faults, for tests: the files of the log, and the log as raft sees it.
 	vfs  types.VFS
@@ -95,17 +130,21 @@ type logStore interface {
 	raft.StableStore
 }
 
-// Node is the one voter.
+// Node is this process's part of the cluster.
 type Node struct {
-	cfg     Config
-	dir     string
-	id      identity
-	store   *state.Store
-	lock    *os.File
-	meta    metadb.BoltMetaDB // of log, which does not close it
-	log     *wal.WAL
-	raft    *raft.Raft
-	failure *failure
+	cfg       Config
+	dir       string
+	id        identity
+	store     *state.Store
+	fsm       *fsm
+	commands  *commandMark
+	lock      *os.File
+	meta      metadb.BoltMetaDB // of log, which does not close it
+	log       *wal.WAL
+	raft      *raft.Raft
+	transport transport
+	kick      chan raft.RPC
+	failure   *failure
 
 	// waiting counts goroutines that wait for raft: one per Apply and the one that shuts raft down after a failure.
 	waiting sync.WaitGroup
@@ -114,7 +153,7 @@ type Node struct {
 	closed  error
 }
 
-// Open starts the node and returns when everything committed is applied.
+// Open starts the node. Without a network it returns when everything committed is applied; with one, see Ready.
 func Open(cfg Config) (*Node, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -125,11 +164,24 @@ func Open(cfg Config) (*Node, error) {
 	if cfg.SnapshotEntries == 0 {
 		cfg.SnapshotEntries = snapshotEntriesDefault
 	}
-	n := &Node{cfg: cfg, dir: filepath.Join(cfg.Dir, "raft"), store: state.New(), failure: newFailure(), closing: make(chan struct{})}
-	if err := n.open(); err != nil {
+	if cfg.ElectionTimeout == 0 {
+		cfg.ElectionTimeout = electionTimeout
+		if cfg.Network == nil {
+			cfg.ElectionTimeout = aloneTimeout
+		}
+	}
+	n := &Node{cfg: cfg, dir: filepath.Join(cfg.Dir, "raft"), store: state.New(), failure: newFailure(), closing: make(chan struct{}),
+		kick: make(chan raft.RPC)}
+	n.fsm = newFSM(n.store, n.failure, cfg.Log)
+	err := n.open()
+	if err == nil && cfg.Network == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+		defer cancel()
+		err = n.Ready(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open control state in %s: %w", cfg.Dir, err), n.Close())
 	}
-	cfg.Log.Info("control state is ready", "node", n.id.Node, "cluster", n.id.Cluster, "index", n.store.Index())
 	return n, nil
 }
 
@@ -166,20 +218,27 @@ func (n *Node) open() error {
 	if err := n.checkLog(from); err != nil {
 		return err
 	}
+	n.fsm.restored()
 	var logs logStore = n.log
 	if n.cfg.wrap != nil {
 		logs = n.cfg.wrap(logs)
 	}
-	_, transport := raft.NewInmemTransport(raft.ServerAddress(id.Node.String()))
+	n.commands = &commandMark{logs: logs}
+	if err := n.commands.find(); err != nil {
+		return fmt.Errorf("read raft log: %w", err)
+	}
+	if n.transport, err = n.connect(logger); err != nil {
+		return err
+	}
 	conf := n.raftConfig()
 	conf.Logger = logger
-	if err := n.bootstrap(conf, logs, snaps, transport); err != nil {
+	if err := n.bootstrap(conf, logs, snaps, n.transport); err != nil {
 		return err
 	}
-	if err := n.startRaft(conf, failStop{logs: logs, failure: n.failure}, snaps, transport); err != nil {
+	if err := n.startRaft(conf, failStop{logs: logs, failure: n.failure, commands: n.commands}, snaps, n.transport); err != nil {
 		return err
 	}
-	return n.join()
+	return n.hurry()
 }
 
 // lockDir makes sure that one process works in the directory. The kernel drops the lock when the process ends.
@@ -242,11 +301,12 @@ func (n *Node) checkLog(snapshotIndex uint64) error {
 	return nil
 }
 
-// raftConfig has short time-outs: with one voter an election only waits for this node's own disk.
 func (n *Node) raftConfig() *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(n.id.Node.String())
-	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = electionTimeout, electionTimeout, electionTimeout
+	c.HeartbeatTimeout, c.ElectionTimeout = n.cfg.ElectionTimeout, n.cfg.ElectionTimeout
+	c.LeaderLeaseTimeout = max(n.cfg.ElectionTimeout/2, aloneTimeout)
+	c.CommitTimeout = commitTimeout
 	// Callers that wait to hand over a command are collected into one append. A buffered channel would let a command in
 	// that nobody answers when raft stops.
 	c.BatchApplyCh, c.MaxAppendEntries = false, batchEntriesMax
@@ -262,7 +322,7 @@ func (n *Node) bootstrap(conf *raft.Config, logs logStore, snaps raft.SnapshotSt
 	if err != nil {
 		return fmt.Errorf("look for raft state: %w", err)
 	}
-	if has {
+	if has || n.id.Phase == joining {
 		return nil
 	}
 	if n.id.Phase == member {
@@ -284,7 +344,7 @@ func (n *Node) startRaft(conf *raft.Config, logs failStop, snaps raft.SnapshotSt
 	}
 	ch := make(chan started, 1)
 	n.waiting.Go(func() {
-		r, err := raft.NewRaft(conf, &fsm{store: n.store, failure: n.failure}, logs, logs, snaps, t)
+		r, err := raft.NewRaft(conf, n.fsm, logs, logs, snaps, t)
 		ch <- started{r, err}
 	})
 	select {
@@ -307,46 +367,33 @@ func (n *Node) startRaft(conf *raft.Config, logs failStop, snaps raft.SnapshotSt
 	return nil
 }
 
-// join waits until this node leads and has applied everything, and checks or makes the cluster's record.
-func (n *Node) join() error {
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
-	defer cancel()
-	if err := n.lead(ctx); err != nil {
+// Ready returns when this node has applied everything that was committed before, and checks or makes the cluster's record. It
+// may be called again after an error. With several voters it waits for a majority of them.
+func (n *Node) Ready(ctx context.Context) error {
+	if n.id.Phase == forming {
+		if _, err := n.Apply(ctx, &state.InitCluster{ID: n.id.Cluster, Format: state.Format}); err != nil {
+			return fmt.Errorf("make the cluster record: %w", err)
+		}
+	}
+	if err := n.Sync(ctx); err != nil {
 		return err
 	}
 	c, ok := n.store.View().Cluster()
-	if ok && c.ID != n.id.Cluster {
+	switch {
+	case !ok:
+		return fmt.Errorf("%w: node %s was a member but its state has no cluster record", ErrIdentity, n.id.Node)
+	case c.ID != n.id.Cluster:
 		return fmt.Errorf("%w: its state is of cluster %s but %s says %s; put the files of one node together", ErrIdentity,
 			c.ID, identityFile, n.id.Cluster)
 	}
-	if ok && n.id.Phase == member {
-		return nil
-	}
-	if !ok && n.id.Phase == member {
-		return fmt.Errorf("%w: node %s was a member but its state has no cluster record", ErrIdentity, n.id.Node)
-	}
-	if _, err := n.Apply(ctx, &state.InitCluster{ID: n.id.Cluster, Format: state.Format}); err != nil {
-		return fmt.Errorf("make the cluster record: %w", err)
-	}
-	n.id.Phase = member
-	return n.id.save(n.cfg.Dir)
-}
-
-func (n *Node) lead(ctx context.Context) error {
-	watch := n.raft.LeaderCh()
-	tick := time.NewTicker(electionTimeout)
-	defer tick.Stop()
-	for n.raft.State() != raft.Leader {
-		select {
-		case <-watch:
-		case <-tick.C:
-		case <-n.failure.ch:
-			return n.failure.Err()
-		case <-ctx.Done():
-			return fmt.Errorf("%w: no leader: %w", ErrUnavailable, ctx.Err())
+	if n.id.Phase != member {
+		n.id.Phase = member
+		if err := n.id.save(n.cfg.Dir); err != nil {
+			return err
 		}
 	}
-	return n.wait(ctx, n.raft.Barrier(startTimeout))
+	n.cfg.Log.Info("control state is ready", "node", n.id.Node, "cluster", n.id.Cluster, "index", n.store.Index())
+	return nil
 }
 
 // wait ends with the future, the context or the node's failure, whichever is first.
@@ -358,6 +405,9 @@ func (n *Node) wait(ctx context.Context, f raft.Future) error {
 		if failed := n.failure.Err(); failed != nil {
 			return fmt.Errorf("%w: %w", ErrUnavailable, failed)
 		}
+		if errors.Is(err, raft.ErrNotLeader) {
+			return &NotLeaderError{Leader: n.Leader()}
+		}
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
@@ -367,37 +417,6 @@ func (n *Node) wait(ctx context.Context, f raft.Future) error {
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
 	}
-}
-
-// Apply commits a command and returns what it did: nil error means it is durable and applied. Errors are the command's
-// own (*state.Error: nothing was changed) or ErrUnavailable.
-func (n *Node) Apply(ctx context.Context, cmd state.Command) (state.Result, error) {
-	return n.ApplyAs(ctx, uuid.New(), cmd)
-}
-
-// ApplyAs is Apply with the caller's command id: proposing the same id again, after an unknown outcome, does the command
-// once (within state.ReplayWindow commands).
-func (n *Node) ApplyAs(ctx context.Context, id uuid.UUID, cmd state.Command) (state.Result, error) {
-	if err := ctx.Err(); err != nil {
-		return state.Result{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	start := n.cfg.Now()
-	entry, err := state.Encode(cmd, id, state.Time(start.UnixNano()))
-	if err != nil {
-		return state.Result{}, err
-	}
-	f := n.raft.Apply(entry, startTimeout)
-	if err := n.wait(ctx, f); err != nil {
-		return state.Result{}, err
-	}
-	if took := n.cfg.Now().Sub(start); took > applySlow {
-		n.cfg.Log.Warn("committing took long, the disk of the control state is slow", "took", took)
-	}
-	a := f.Response().(applied)
-	if errors.Is(a.err, state.ErrHalted) {
-		return state.Result{}, fmt.Errorf("%w: %w", ErrUnavailable, a.err)
-	}
-	return a.res, a.err
 }
 
 // State is what reads are made from.
@@ -459,8 +478,14 @@ func (n *Node) shutdown() error {
 		if err := n.raft.Shutdown().Error(); err != nil {
 			errs = append(errs, fmt.Errorf("stop raft: %w", err))
 		}
+		n.fsm.unfollow()
 		if index := n.raft.AppliedIndex(); n.failure.Err() == nil {
 			errs = append(errs, saveWatermark(n.dir, index))
+		}
+	}
+	if n.transport != nil {
+		if err := n.transport.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("close raft transport: %w", err))
 		}
 	}
 	n.waiting.Wait()

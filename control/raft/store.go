@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 )
@@ -45,6 +47,8 @@ type failStop struct {
 		raft.StableStore
 	}
 	failure *failure
+	// commands follows what is appended and cut.
+	commands *commandMark
 }
 
 var (
@@ -101,14 +105,19 @@ func (s failStop) StoreLog(log *raft.Log) error { return s.StoreLogs([]*raft.Log
 
 func (s failStop) StoreLogs(logs []*raft.Log) error {
 	s.alive()
-	return s.must("append", s.logs.StoreLogs(logs))
+	err := s.must("append", s.logs.StoreLogs(logs))
+	s.commands.appended(logs)
+	return err
 }
 
 func (s failStop) DeleteRange(first, last uint64) error {
 	if err := s.failure.Err(); err != nil {
 		return err
 	}
-	return s.tell("truncate", s.logs.DeleteRange(first, last))
+	if err := s.tell("truncate", s.logs.DeleteRange(first, last)); err != nil {
+		return err
+	}
+	return s.tell("find the last command", s.commands.find())
 }
 
 func (s failStop) Set(key, val []byte) error {
@@ -129,4 +138,43 @@ func (s failStop) SetUint64(key []byte, val uint64) error {
 func (s failStop) GetUint64(key []byte) (uint64, error) {
 	i, err := s.logs.GetUint64(key)
 	return i, s.must("load "+string(key), err)
+}
+
+// commandMark is the index of the last command in the log: raft's own indexes count entries that the state never sees.
+type commandMark struct {
+	logs raft.LogStore
+	last atomic.Uint64
+}
+
+func (c *commandMark) appended(logs []*raft.Log) {
+	for _, l := range slices.Backward(logs) {
+		if l.Type == raft.LogCommand {
+			c.last.Store(l.Index)
+			return
+		}
+	}
+}
+
+// find looks it up, from the end. Where there is none the snapshot before the log has all commands: 0.
+func (c *commandMark) find() error {
+	first, err := c.logs.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := c.logs.LastIndex()
+	if err != nil {
+		return err
+	}
+	var l raft.Log
+	for i := last; i >= first && i > 0; i-- {
+		if err := c.logs.GetLog(i, &l); err != nil {
+			return err
+		}
+		if l.Type == raft.LogCommand {
+			c.last.Store(i)
+			return nil
+		}
+	}
+	c.last.Store(0)
+	return nil
 }

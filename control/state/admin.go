@@ -17,6 +17,8 @@ type InitCluster struct {
 	Format int       `json:"format"`
 }
 
+func (*InitCluster) kind() (string, int) { return "init_cluster", 1 }
+
 func (c *InitCluster) check() error {
 	if c.ID == uuid.Nil || c.Format != Format {
 		return invalid("cluster "+c.ID.String(), fmt.Sprintf("format %d, this binary knows %d", c.Format, Format))
@@ -36,36 +38,6 @@ func (c *InitCluster) apply(t *tx) (Result, error) {
 	return Result{}, nil
 }
 
-// RegisterNode records what a node says of itself. Every start of a node sends one.
-type RegisterNode struct {
-	ID   uuid.UUID `json:"id"`
-	Spec NodeSpec  `json:"spec"`
-}
-
-func (c *RegisterNode) check() error {
-	if c.ID == uuid.Nil {
-		return invalid("node", "no id")
-	}
-	if c.Spec.Role != RoleMaster {
-		return invalid("node "+c.ID.String(), "role "+quote(c.Spec.Role))
-	}
-	for _, s := range []string{c.Spec.NBD, c.Spec.NFS, c.Spec.HTTPS, c.Spec.Version} {
-		if len(s) > NameBytesMax || !utf8.ValidString(s) {
-			return invalid("node "+c.ID.String(), "address or version too long or not UTF-8")
-		}
-	}
-	return checkLabel("node", c.Spec.Name)
-}
-
-func (c *RegisterNode) apply(t *tx) (Result, error) {
-	n := &Node{ID: c.ID, NodeSpec: c.Spec, Joined: t.at, Seen: t.at, Rev: t.index}
-	if have, err := t.Node(c.ID); err == nil {
-		n.Joined = have.Joined
-	}
-	t.put(tNode, n)
-	return Result{}, nil
-}
-
 // CreateVPool makes a vPool with an empty root directory.
 type CreateVPool struct {
 	ID      uuid.UUID `json:"id"`
@@ -77,6 +49,8 @@ type CreateVPool struct {
 	UID     uint32    `json:"uid"`
 	GID     uint32    `json:"gid"`
 }
+
+func (*CreateVPool) kind() (string, int) { return "create_vpool", 1 }
 
 func (c *CreateVPool) check() error {
 	object := "vpool " + quote(c.Name)
@@ -112,7 +86,7 @@ func (b Backend) check(object string) error {
 
 // Overlaps says whether two backends share storage: the same directory, or one inside the other.
 func (b Backend) Overlaps(o Backend) bool {
-	if b.Kind != o.Kind {
+	if b.Kind != o.Kind || b.Node != o.Node {
 		return false
 	}
 	return strings.HasPrefix(b.Dir+"/", o.Dir+"/") || strings.HasPrefix(o.Dir+"/", b.Dir+"/")
@@ -161,6 +135,8 @@ type UpdateVPool struct {
 	Clients []string  `json:"clients"`
 }
 
+func (*UpdateVPool) kind() (string, int) { return "update_vpool", 1 }
+
 func (c *UpdateVPool) check() error { return checkClients("vpool "+c.ID.String(), c.Clients) }
 
 func (c *UpdateVPool) apply(t *tx) (Result, error) {
@@ -181,6 +157,8 @@ type DeleteVPool struct {
 	ID  uuid.UUID `json:"id"`
 	Rev uint64    `json:"rev"`
 }
+
+func (*DeleteVPool) kind() (string, int) { return "delete_vpool", 1 }
 
 func (c *DeleteVPool) check() error { return nil }
 
@@ -206,6 +184,7 @@ func (c *DeleteVPool) apply(t *tx) (Result, error) {
 	}
 	t.del(tInode, root)
 	t.del(tVPool, &p)
+	t.gone(Ref{Kind: ScopeVPool, ID: p.ID})
 	return Result{Pool: p.ID}, nil
 }
 
@@ -227,41 +206,4 @@ func (t *tx) someNames(fsid uint64) []string {
 		names = append(names, "…")
 	}
 	return names
-}
-
-// SetToken makes a token or replaces the one of that name.
-type SetToken struct {
-	Name string `json:"name"`
-	Hash []byte `json:"hash"`
-	Role string `json:"role"`
-}
-
-func (c *SetToken) check() error {
-	if len(c.Hash) != len(Secret{}) || c.Role != RoleAdmin {
-		return invalid("token "+quote(c.Name), "no hash or unknown role "+quote(c.Role))
-	}
-	return checkLabel("token", c.Name)
-}
-
-func (c *SetToken) apply(t *tx) (Result, error) {
-	tok := &Token{Name: c.Name, Role: c.Role, Created: t.at, Rev: t.index}
-	copy(tok.Hash[:], c.Hash)
-	t.put(tToken, tok)
-	return Result{}, nil
-}
-
-// DeleteToken revokes a token.
-type DeleteToken struct {
-	Name string `json:"name"`
-}
-
-func (c *DeleteToken) check() error { return nil }
-
-func (c *DeleteToken) apply(t *tx) (Result, error) {
-	tok, err := t.Token(c.Name)
-	if err != nil {
-		return Result{}, err
-	}
-	t.del(tToken, &tok)
-	return Result{}, nil
 }

@@ -8,6 +8,19 @@ import (
 
 // Check returns the first invariant that the state breaks, or nil. It reads everything; Restore and tests call it.
 func (v *View) Check() error {
+	for _, o := range objects {
+		if o.check == nil {
+			continue
+		}
+		if err := o.check(v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkNamespace checks vPools, inodes and volumes against each other.
+func checkNamespace(v *View) error {
 	pools := make(map[uint64]*poolCount)
 	for _, p := range v.VPools() {
 		if p.FSID != FSIDOf(p.ID) || p.FSID == 0 || pools[p.FSID] != nil {

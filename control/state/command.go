@@ -14,6 +14,9 @@ import (
 
 // Command is one change of the state. Only this package's commands are.
 type Command interface {
+	// kind is the command's name in the log and its version. A change of its fields or meaning takes a new version; a new
+	// field that is left out when it is zero, and then means what was done before, does not.
+	kind() (name string, version int)
 	// check refuses what is wrong whatever the state is. It runs before a command enters the log and again in apply.
 	check() error
 	apply(*tx) (Result, error)
@@ -25,59 +28,34 @@ var ErrUnknownCommand = errors.New("unknown command")
 // ErrCorruptEntry: an entry that is not what Encode wrote.
 var ErrCorruptEntry = errors.New("corrupt log entry")
 
-// kinds lists every type of command with its version. A change of a command's fields or meaning takes a new version.
-var kinds = map[string]struct {
+// kinds are the types of command that the objects bring, by name.
+var kinds = commandKinds(objects)
+
+type commandKind struct {
 	version int
 	new     func() Command
-}{
-	"init_cluster":       {1, func() Command { return &InitCluster{} }},
-	"register_node":      {1, func() Command { return &RegisterNode{} }},
-	"create_vpool":       {1, func() Command { return &CreateVPool{} }},
-	"update_vpool":       {1, func() Command { return &UpdateVPool{} }},
-	"delete_vpool":       {1, func() Command { return &DeleteVPool{} }},
-	"create_inode":       {1, func() Command { return &CreateInode{} }},
-	"remove_inode":       {1, func() Command { return &RemoveInode{} }},
-	"remove_dir":         {1, func() Command { return &RemoveDir{} }},
-	"rename":             {1, func() Command { return &Rename{} }},
-	"set_attr":           {1, func() Command { return &SetAttr{} }},
-	"activate_volume":    {1, func() Command { return &ActivateVolume{} }},
-	"delete_volume_done": {1, func() Command { return &DeleteVolumeDone{} }},
-	"set_token":          {1, func() Command { return &SetToken{} }},
-	"delete_token":       {1, func() Command { return &DeleteToken{} }},
 }
 
-func typeOf(cmd Command) (string, bool) {
-	switch cmd.(type) {
-	case *InitCluster:
-		return "init_cluster", true
-	case *RegisterNode:
-		return "register_node", true
-	case *CreateVPool:
-		return "create_vpool", true
-	case *UpdateVPool:
-		return "update_vpool", true
-	case *DeleteVPool:
-		return "delete_vpool", true
-	case *CreateInode:
-		return "create_inode", true
-	case *RemoveInode:
-		return "remove_inode", true
-	case *RemoveDir:
-		return "remove_dir", true
-	case *Rename:
-		return "rename", true
-	case *SetAttr:
-		return "set_attr", true
-	case *ActivateVolume:
-		return "activate_volume", true
-	case *DeleteVolumeDone:
-		return "delete_volume_done", true
-	case *SetToken:
-		return "set_token", true
-	case *DeleteToken:
-		return "delete_token", true
+func commandKinds(objects []object) map[string]commandKind {
+	kinds := make(map[string]commandKind)
+	for _, o := range objects {
+		for _, f := range o.commands {
+			name, version := f().kind()
+			if _, twice := kinds[name]; twice {
+				panic("two commands are called " + name)
+			}
+			kinds[name] = commandKind{version, f}
+		}
 	}
-	return "", false
+	return kinds
+}
+
+// command makes an empty command of a type: an entry of object.commands.
+func command[T any, P interface {
+	*T
+	Command
+}]() Command {
+	return P(new(T))
 }
 
 type envelope struct {
@@ -85,6 +63,7 @@ type envelope struct {
 	Type    string          `json:"t"`
 	ID      uuid.UUID       `json:"id"`
 	At      Time            `json:"at"`
+	Base    uint64          `json:"b,omitempty"`
 	Payload json.RawMessage `json:"p"`
 }
 
@@ -92,9 +71,16 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Encode makes the log entry of a command. id makes the command happen once, however often it is proposed; at is the
 // proposer's clock.
-func Encode(cmd Command, id uuid.UUID, at Time) ([]byte, error) {
-	name, ok := typeOf(cmd)
-	if !ok {
+func Encode(cmd Command, id uuid.UUID, at Time) ([]byte, error) { return EncodeAfter(cmd, id, at, 0) }
+
+// EncodeAfter is Encode for an entry that may be proposed again and again: base is the index that the proposer has seen, before
+// which this command cannot have been applied. 0 trusts the window.
+func EncodeAfter(cmd Command, id uuid.UUID, at Time, base uint64) ([]byte, error) {
+	if cmd == nil {
+		return nil, fmt.Errorf("encode nothing: %w", ErrUnknownCommand)
+	}
+	name, version := cmd.kind()
+	if _, ok := kinds[name]; !ok {
 		return nil, fmt.Errorf("encode %T: %w", cmd, ErrUnknownCommand)
 	}
 	if id == uuid.Nil {
@@ -107,7 +93,7 @@ func Encode(cmd Command, id uuid.UUID, at Time) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", name, err)
 	}
-	body, err := json.Marshal(envelope{Version: kinds[name].version, Type: name, ID: id, At: at, Payload: payload})
+	body, err := json.Marshal(envelope{Version: version, Type: name, ID: id, At: at, Base: base, Payload: payload})
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", name, err)
 	}
@@ -165,6 +151,12 @@ type tx struct {
 	View
 	index uint64
 	at    Time
+	// id is the command's; derived counts the ids made from it.
+	id      uuid.UUID
+	derived int
+	// published counts the events of this entry, lastSeq is that of the last.
+	published int
+	lastSeq   uint64
 }
 
 // put inserts or replaces a row. The schema is constant and rows have their keys, so an error is a broken invariant.

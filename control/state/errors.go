@@ -20,7 +20,10 @@ var (
 	ErrXDev        = errors.New("on another vPool")
 	ErrLoop        = errors.New("directory moved into itself")
 	ErrNoSpace     = errors.New("limit reached")
+	ErrForgotten   = errors.New("too late to repeat") // whether an earlier proposal was applied is not known any more
 )
+
+var errForgotten = &Error{Err: ErrForgotten, Object: "command", Remedy: "look whether it was done, then repeat it"}
 
 // Error is a refusal: Err is one of the sentinels, Object what it is about, By what stands in the way.
 type Error struct {

@@ -14,32 +14,12 @@ type Cluster struct {
 	Rev     uint64    `json:"rev"`
 }
 
-// Node is an appliance in its role of storage router.
-type Node struct {
-	ID uuid.UUID `json:"id"`
-	NodeSpec
-	Joined Time   `json:"joined"`
-	Seen   Time   `json:"seen"`
-	Rev    uint64 `json:"rev"`
-}
-
-// NodeSpec is what a node says of itself when it starts. Addresses are host:port, "" where the service is off.
-type NodeSpec struct {
-	Name    string `json:"name"`
-	Role    string `json:"role"`
-	NBD     string `json:"nbd,omitempty"`
-	NFS     string `json:"nfs,omitempty"`
-	HTTPS   string `json:"https,omitempty"`
-	Version string `json:"version"`
-}
-
-// RoleMaster votes in raft.
-const RoleMaster = "master"
-
 // Backend says where a vPool's objects are.
 type Backend struct {
 	Kind string `json:"kind"`
-	Dir  string `json:"dir,omitempty"`
+	// Node is the one whose disk it is; nil UUID where every node reaches it.
+	Node uuid.UUID `json:"node,omitzero"`
+	Dir  string    `json:"dir,omitempty"`
 }
 
 // BackendLocal is a directory of this node.
@@ -165,15 +145,3 @@ type Doomed struct {
 	Path    string `json:"path"`
 	Removed Time   `json:"removed"`
 }
-
-// Token gives its bearer a role. Only the SHA-256 of the token is known.
-type Token struct {
-	Name    string `json:"name"`
-	Hash    Secret `json:"-"`
-	Role    string `json:"role"`
-	Created Time   `json:"created"`
-	Rev     uint64 `json:"rev"`
-}
-
-// RoleAdmin may do everything.
-const RoleAdmin = "admin"

@@ -36,6 +36,8 @@ type CreateInode struct {
 	Epoch    uint64    `json:"epoch,omitempty"`
 }
 
+func (*CreateInode) kind() (string, int) { return "create_inode", 1 }
+
 func (c *CreateInode) check() error {
 	if err := checkName(c.Name); err != nil {
 		return err
@@ -112,6 +114,7 @@ func (c *CreateInode) apply(t *tx) (Result, error) {
 	}
 	t.link(*dir, n)
 	t.put(tInode, n)
+	t.fileEvent("create", &p, n, "")
 	return Result{Pool: p.ID, Ino: n.Ino, Created: true, Volume: n.Volume}, nil
 }
 
@@ -122,6 +125,35 @@ func (c *CreateInode) found(have *Inode) (Result, error) {
 		return Result{Ino: have.Ino, Volume: have.Volume}, nil
 	}
 	return Result{}, &Error{Err: ErrExist, Object: "name " + quote(c.Name)}
+}
+
+// Topics of events about names: a vDisk's are "volume", those of any other file or of a directory "file".
+const (
+	topicVolume = "volume"
+	topicFile   = "file"
+)
+
+// fileEvent tells of a name, as it is now: volume_create, file_rename, … The key is the volume's id, of a directory its inode.
+// Directories and links are told of when they move, because that moves what is below.
+func (t *tx) fileEvent(what string, pool *VPool, n *Inode, was string) {
+	topic, key := topicFile, n.Volume.String()
+	switch {
+	case n.Kind == File && volumeKind(n.Name) == DiskVolume:
+		topic = topicVolume
+	case n.Kind != File && what != "rename":
+		return
+	case n.Kind != File:
+		key = fmt.Sprintf("%016x.%d", n.FSID, n.Ino)
+	}
+	path, err := t.Path(n.FSID, n.Ino)
+	if err != nil {
+		panic(err)
+	}
+	t.emit(topic+"_"+what, topic, key, struct {
+		VPool string `json:"vpool"`
+		Path  string `json:"path"`
+		From  string `json:"from,omitempty"`
+	}{pool.Name, path, was})
 }
 
 // link gives n a place in dir: the next cookie, unless it has one there already, and the directory's new times and counts.
@@ -202,6 +234,8 @@ type RemoveInode struct {
 	Ino  uint64 `json:"ino,omitempty"`
 }
 
+func (*RemoveInode) kind() (string, int) { return "remove_inode", 1 }
+
 func (c *RemoveInode) check() error { return checkName(c.Name) }
 
 func (c *RemoveInode) apply(t *tx) (Result, error) {
@@ -222,6 +256,8 @@ type RemoveDir struct {
 	Dir  uint64 `json:"dir"`
 	Name string `json:"name"`
 }
+
+func (*RemoveDir) kind() (string, int) { return "remove_dir", 1 }
 
 func (c *RemoveDir) check() error { return checkName(c.Name) }
 
@@ -277,6 +313,8 @@ func (t *tx) remove(n *Inode) uuid.UUID {
 		t.del(tVolume, &v)
 		v.Rev = t.index
 		t.put(tDoomed, &Doomed{Volume: v, Path: path, Removed: t.at})
+		t.gone(Ref{Kind: ScopeVDisk, ID: v.ID})
+		t.fileEvent("delete", &p, n, "")
 	}
 	t.del(tInode, n)
 	return n.Volume
@@ -292,6 +330,8 @@ type Rename struct {
 	NoReplace bool   `json:"no_replace,omitempty"`
 	Ino       uint64 `json:"ino,omitempty"`
 }
+
+func (*Rename) kind() (string, int) { return "rename", 1 }
 
 func (c *Rename) check() error {
 	if err := checkName(c.From); err != nil {
@@ -363,6 +403,14 @@ func (c *Rename) allowed(t *tx, n, to, old *Inode) error {
 
 // move gives n its new place. Directory rows are read here, after whatever the command did to them before.
 func (t *tx) move(n *Inode, fromDir, toDir uint64, name string) {
+	pool, err := t.vpoolByFSID(n.FSID)
+	if err != nil {
+		panic(err) // every inode's vpool exists
+	}
+	was, err := t.Path(n.FSID, n.Ino)
+	if err != nil {
+		panic(err)
+	}
 	moved := *n
 	moved.Name, moved.Ctime, moved.Rev = name, t.after(n.Ctime), t.index
 	from, err := t.inode(n.FSID, fromDir)
@@ -381,6 +429,7 @@ func (t *tx) move(n *Inode, fromDir, toDir uint64, name string) {
 		t.link(*to, &moved)
 	}
 	t.put(tInode, &moved)
+	t.fileEvent("rename", pool, &moved, was)
 	if moved.Kind != File {
 		return
 	}
@@ -406,6 +455,8 @@ type SetAttr struct {
 	Mtime *Time   `json:"mtime,omitempty"`
 	Ctime Time    `json:"ctime,omitempty"`
 }
+
+func (*SetAttr) kind() (string, int) { return "set_attr", 1 }
 
 func (c *SetAttr) check() error {
 	if c.Mode != nil && *c.Mode > 0o7777 {
@@ -445,6 +496,8 @@ type ActivateVolume struct {
 	Epoch  uint64    `json:"epoch"`
 }
 
+func (*ActivateVolume) kind() (string, int) { return "activate_volume", 1 }
+
 func (c *ActivateVolume) check() error { return nil }
 
 func (c *ActivateVolume) apply(t *tx) (Result, error) {
@@ -459,9 +512,17 @@ func (c *ActivateVolume) apply(t *tx) (Result, error) {
 		return Result{}, &Error{Err: ErrConflict, Object: "volume " + c.Volume.String(), Rev: v.Rev,
 			Detail: fmt.Sprintf("is at epoch %d, not %d", v.Epoch, c.Epoch), Remedy: "read it again and repeat the change"}
 	}
+	was := v.Owner
 	v.Owner, v.State, v.Rev = c.Node, VolumeActive, t.index
 	v.Epoch++
 	t.put(tVolume, &v)
+	if was != uuid.Nil && was != c.Node {
+		t.emit("owner_changed", topicVolume, v.ID.String(), struct {
+			From  uuid.UUID `json:"from"`
+			To    uuid.UUID `json:"to"`
+			Epoch uint64    `json:"epoch"`
+		}{was, c.Node, v.Epoch})
+	}
 	return Result{Volume: v.ID, Epoch: v.Epoch, Pool: v.Pool, Ino: v.Ino}, nil
 }
 
@@ -469,6 +530,8 @@ func (c *ActivateVolume) apply(t *tx) (Result, error) {
 type DeleteVolumeDone struct {
 	Volumes []uuid.UUID `json:"volumes"`
 }
+
+func (*DeleteVolumeDone) kind() (string, int) { return "delete_volume_done", 1 }
 
 func (c *DeleteVolumeDone) check() error { return nil }
 

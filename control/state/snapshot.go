@@ -19,7 +19,7 @@ import (
 //	"varvesnp" | format 4 LE | then frames:  | table 1 | length 4 LE | JSON row |        rows of a table by id
 //	                           the last one: | 0 | 32 LE | SHA-256 of everything before this frame |
 //
-// The first frame is the header {index}; the replay window's rows come last, oldest first.
+// The first frame is the header {index}; tables follow in the order of objects; the replay window's rows stand oldest first.
 type Snapshot struct {
 	index  uint64
 	db     *memdb.MemDB
@@ -28,44 +28,24 @@ type Snapshot struct {
 
 const snapshotMagic = "varvesnp"
 
-// Frame types, in the order they stand.
+// Frames that are no rows; objects lists the others.
 const (
-	frameEnd = iota
-	frameHeader
-	frameCluster
-	frameNode
-	frameToken
-	frameVPool
-	frameInode
-	frameVolume
-	frameDoomed
-	frameReplayed
+	frameEnd    = 0
+	frameHeader = 1
 )
 
-const rowBytesMax = 64 << 10
+const rowBytesMax = 1 << 20
 
 type snapshotHeader struct {
 	Index uint64 `json:"index"`
 }
-
-// Rows with a secret: its type has no encoding, on purpose.
-type (
-	vpoolRow struct {
-		VPool
-		Key []byte `json:"key"`
-	}
-	tokenRow struct {
-		Token
-		Hash []byte `json:"hash"`
-	}
-)
 
 // Snapshot takes the state as it is. It costs the copy of the replay window. It must not run beside Apply.
 func (s *Store) Snapshot() (*Snapshot, error) {
 	if err := s.Halted(); err != nil {
 		return nil, err
 	}
-	return &Snapshot{index: s.Index(), db: s.db.Load().Snapshot(), window: s.window.oldestFirst()}, nil
+	return &Snapshot{index: s.Index(), db: s.db.Snapshot(), window: s.window.oldestFirst()}, nil
 }
 
 // Hash is the SHA-256 of the snapshot: equal on all nodes at an equal index.
@@ -88,15 +68,8 @@ func (p *Snapshot) WriteTo(w io.Writer) (int64, error) {
 	f.write(binary.LittleEndian.AppendUint32(nil, Format))
 	f.frame(frameHeader, snapshotHeader{Index: p.index})
 	v := &View{txn: p.db.Txn(false)}
-	writeRows(f, v, frameCluster, tCluster, func(c *Cluster) any { return c })
-	writeRows(f, v, frameNode, tNode, func(n *Node) any { return n })
-	writeRows(f, v, frameToken, tToken, func(t *Token) any { return tokenRow{Token: *t, Hash: t.Hash[:]} })
-	writeRows(f, v, frameVPool, tVPool, func(p *VPool) any { return vpoolRow{VPool: *p, Key: p.Key[:]} })
-	writeRows(f, v, frameInode, tInode, func(n *Inode) any { return n })
-	writeRows(f, v, frameVolume, tVolume, func(v *Volume) any { return v })
-	writeRows(f, v, frameDoomed, tDoomed, func(d *Doomed) any { return d })
-	for i := range p.window {
-		f.frame(frameReplayed, &p.window[i])
+	for _, o := range objects {
+		o.write(f, o.frame, p, v)
 	}
 	f.raw(frameEnd, f.sum.Sum(nil))
 	if f.err == nil {
@@ -106,10 +79,6 @@ func (p *Snapshot) WriteTo(w io.Writer) (int64, error) {
 		return f.n, fmt.Errorf("write snapshot: %w", f.err)
 	}
 	return f.n, nil
-}
-
-func writeRows[T any](f *frameWriter, v *View, frame byte, table string, row func(*T) any) {
-	rows(v, table, byID, nil, func(r *T) bool { f.frame(frame, row(r)); return f.err == nil })
 }
 
 type frameWriter struct {
@@ -150,11 +119,18 @@ var ErrCorruptSnapshot = errors.New("corrupt snapshot")
 // ErrFormat: written by a version whose format this binary does not know.
 var ErrFormat = errors.New("unknown format")
 
-// Restore replaces the state by a snapshot's, or changes nothing.
+// Restore replaces the state by a snapshot's, or changes nothing. It wakes everyone who waits for a change.
 func (s *Store) Restore(r io.Reader) error {
-	db := newDB()
-	txn := db.Txn(true)
+	txn := s.db.Txn(true)
 	defer txn.Abort()
+	for _, o := range objects {
+		if o.table == nil {
+			continue
+		}
+		if _, err := txn.DeleteAll(o.table.Name, byID); err != nil {
+			return fmt.Errorf("restore snapshot: empty table %s: %w", o.table.Name, err)
+		}
+	}
 	l := &loader{tx: tx{View: View{txn: txn}}}
 	if err := l.load(r); err != nil {
 		return fmt.Errorf("restore snapshot: %w", err)
@@ -163,7 +139,6 @@ func (s *Store) Restore(r io.Reader) error {
 		return fmt.Errorf("restore snapshot: %w: %w", ErrCorruptSnapshot, err)
 	}
 	txn.Commit()
-	s.db.Store(db)
 	s.window = l.window
 	s.index.Store(l.header.Index)
 	return nil
@@ -234,53 +209,13 @@ func readFrame(in *bufio.Reader) (frame byte, body []byte, err error) {
 }
 
 func (l *loader) row(frame byte, body []byte) error {
-	switch frame {
-	case frameHeader:
+	if frame == frameHeader {
 		return strict(body, &l.header)
-	case frameCluster:
-		return loadRow(l, tCluster, body, new(Cluster))
-	case frameNode:
-		return loadRow(l, tNode, body, new(Node))
-	case frameToken:
-		var row tokenRow
-		if err := strict(body, &row); err != nil {
-			return err
+	}
+	for _, o := range objects {
+		if o.frame == frame {
+			return o.load(l, body)
 		}
-		copy(row.Token.Hash[:], row.Hash)
-		l.put(tToken, &row.Token)
-		return nil
-	case frameVPool:
-		var row vpoolRow
-		if err := strict(body, &row); err != nil {
-			return err
-		}
-		copy(row.VPool.Key[:], row.Key)
-		l.put(tVPool, &row.VPool)
-		return nil
-	case frameInode:
-		return loadRow(l, tInode, body, new(Inode))
-	case frameVolume:
-		return loadRow(l, tVolume, body, new(Volume))
-	case frameDoomed:
-		return loadRow(l, tDoomed, body, new(Doomed))
-	case frameReplayed:
-		var r replayed
-		if err := strict(body, &r); err != nil {
-			return err
-		}
-		if _, twice := l.window.get(r.ID); twice || len(l.window.ring) >= ReplayWindow {
-			return errors.New("replay window repeats an id or is too long")
-		}
-		l.window.add(r.ID, r.Result)
-		return nil
 	}
 	return errors.New("unknown")
-}
-
-func loadRow[T any](l *loader, table string, body []byte, row *T) error {
-	if err := strict(body, row); err != nil {
-		return err
-	}
-	l.put(table, row)
-	return nil
 }

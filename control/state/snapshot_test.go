@@ -25,6 +25,9 @@ func busy(t testing.TB) *machine {
 	for i := range 5 {
 		m.must(&RemoveInode{FSID: m.fsid, Dir: d.Ino, Name: fmt.Sprintf("disk %d é <&>\u2028.raw", i)})
 	}
+	m.must(&SetDomain{ID: m.id(), Name: "rack-1"})
+	m.must(&PublishEvents{Events: []NewEvent{m.event("volume_create"), m.event("volume_resize")}})
+	m.must(&MoveCursor{Name: "reader", Seq: 1})
 	m.must(m.rename(d.Ino, "disk 7 é <&>\u2028.raw", RootIno, "seven"))
 	return m
 }
@@ -143,7 +146,7 @@ func TestCheckFinds(t *testing.T) {
 		m.must(m.file(RootIno, "f.raw"))
 		m.must(m.dir(RootIno, "d"))
 		m.check()
-		txn := m.s.db.Load().Txn(true)
+		txn := m.s.db.Txn(true)
 		plant(&tx{View: View{txn: txn}}, m.lookup(RootIno, "f.raw"))
 		txn.Commit()
 		if err := m.s.View().Check(); err == nil {

@@ -40,7 +40,26 @@
 // The checksum is there because the log store has none per entry. An entry that does not decode, or whose type or version
 // this binary does not know, halts the store: nothing is applied or snapshotted any more, since skipping it would make
 // this node's state differ from the others'. A command that succeeds is remembered by id for the next ReplayWindow
-// successes; the same id again returns the first result and changes nothing.
+// successes; the same id again returns the first result and changes nothing. An entry names the index that its proposer had
+// seen ("b"): a repetition that comes so late that the first one may have been forgotten is refused, ErrForgotten.
+//
+// # Adding an object
+//
+// One file per kind of object, one line in the list of objects.go; snapshot, restore, hash, watch and decoding follow:
+//
+//	type Domain struct { ID uuid.UUID; Name string; …; Rev uint64 }     the row: plain JSON, no maps, no pointers to shared data
+//	type SetDomain struct { … }                                         a command: kind, check, apply
+//	func (*SetDomain) kind() (string, int)                              its name in the log and version
+//	func (c *SetDomain) check() error                                   what is wrong whatever the state is; all limits
+//	func (c *SetDomain) apply(t *tx) (Result, error)                    t.put(table, *fresh* row); no clock but t.at; rev t.index
+//	func (v *View) Domain(…), Domains()                                 copies
+//	func domainTable(frame byte) object                                 rowObject or secretObject + commands, check, points
+//	objects: domainTable(17)                                            a frame number never used before, ascending
+//
+// A row is never changed in place: copy, change, put. Rows of a slice field are cloned before a change. Before a deletion
+// t.free(Ref{"domain", id}, …) asks every object's points who refers to it. t.emit publishes an event with the command.
+// A new table, a new command and a new optional field are no new Format: a newer binary reads what an older one wrote,
+// and an older one refuses what it does not know instead of losing it.
 //
 // # Rules of an apply
 //
@@ -80,7 +99,7 @@ type Time int64
 
 // Store holds the state. Apply and Restore are for one goroutine; everything else may be called from any.
 type Store struct {
-	db     atomic.Pointer[memdb.MemDB]
+	db     *memdb.MemDB
 	window replayWindow
 	index  atomic.Uint64
 	halted atomic.Pointer[haltError]
@@ -88,9 +107,7 @@ type Store struct {
 
 // New returns an empty store.
 func New() *Store {
-	s := &Store{}
-	s.db.Store(newDB())
-	return s
+	return &Store{db: newDB()}
 }
 
 // Index is that of the last command applied.
@@ -134,16 +151,21 @@ func (s *Store) Apply(index uint64, entry []byte) (res Result, err error) {
 		return Result{}, s.halt(index, err)
 	}
 	if first, ok := s.window.get(env.ID); ok {
+		s.index.Store(index)
 		return first, nil
 	}
-	txn := s.db.Load().Txn(true)
+	if env.Base != 0 && s.window.forgotten() > env.Base {
+		s.index.Store(index)
+		return Result{}, errForgotten
+	}
+	txn := s.db.Txn(true)
 	defer func() {
 		if p := recover(); p != nil {
 			txn.Abort()
 			res, err = Result{}, s.halt(index, fmt.Errorf("apply %s: panic: %v", env.Type, p))
 		}
 	}()
-	res, err = cmd.apply(&tx{View: View{txn: txn}, index: index, at: env.At})
+	res, err = cmd.apply(&tx{View: View{txn: txn}, index: index, at: env.At, id: env.ID})
 	s.index.Store(index)
 	if err != nil {
 		txn.Abort()
@@ -169,6 +191,10 @@ type Result struct {
 	Volume uuid.UUID `json:"volume"`
 	// Doomed is the volume of the file that was removed or replaced.
 	Doomed uuid.UUID `json:"doomed"`
+	// Object is what a command on another object made, found or changed.
+	Object uuid.UUID `json:"object,omitzero"`
+	// Seq is that of the last event published.
+	Seq uint64 `json:"seq,omitempty"`
 	// Epoch is the volume's new epoch.
 	Epoch uint64 `json:"epoch,omitempty"`
 }
@@ -206,6 +232,14 @@ func (w *replayWindow) add(id uuid.UUID, r Result) {
 	w.ring[w.next] = replayed{ID: id, Result: r}
 	w.byID[id] = w.next
 	w.next = (w.next + 1) % ReplayWindow
+}
+
+// forgotten is an index up to which results may have left the window.
+func (w *replayWindow) forgotten() uint64 {
+	if len(w.ring) < ReplayWindow {
+		return 0
+	}
+	return w.ring[w.next].Result.Rev - 1
 }
 
 // oldestFirst copies the window in the order the commands were applied.

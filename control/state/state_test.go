@@ -138,7 +138,7 @@ func TestCluster(t *testing.T) {
 		t.Fatalf("node %+v, %v", n, err)
 	}
 	m.must(&RegisterNode{ID: node1, Spec: NodeSpec{Name: "n1b", Role: RoleMaster, NBD: "h:1"}})
-	if n, _ = m.s.View().Node(node1); n.Name != "n1b" || n.Joined != 2000 || n.Seen <= n.Joined {
+	if n, _ = m.s.View().Node(node1); n.Name != "n1" || n.NBD != "h:1" || n.Joined != 2000 || n.Seen <= n.Joined {
 		t.Fatalf("node %+v", n)
 	}
 	m.fails(ErrInvalid, &RegisterNode{ID: node1, Spec: NodeSpec{Name: "N1", Role: RoleMaster}})
@@ -609,11 +609,18 @@ func TestHalt(t *testing.T) {
 
 func crc(s string) uint32 { return crc32.Checksum([]byte(s), castagnoli) }
 
-// Every kind of command decodes to what was encoded, and the two lists of them agree.
-func TestKinds(t *testing.T) {
+// Names of commands, tables and frames are each given once, and frames ascend: a snapshot is read in their order.
+func TestObjects(t *testing.T) {
+	last := byte(frameHeader)
+	for _, o := range objects {
+		if o.frame <= last {
+			t.Errorf("frame %d after %d", o.frame, last)
+		}
+		last = o.frame
+	}
 	for name, kind := range kinds {
-		if got, ok := typeOf(kind.new()); !ok || got != name {
-			t.Errorf("%s: typeOf says %q, %v", name, got, ok)
+		if got, version := kind.new().kind(); got != name || version != kind.version {
+			t.Errorf("%s: says %q, %d", name, got, version)
 		}
 	}
 }

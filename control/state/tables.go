@@ -8,8 +8,8 @@ import (
 	"github.com/hashicorp/go-memdb"
 )
 
-// Tables and indexes. Every index is unique and its argument is the finished key, so that a lookup neither reflects nor
-// formats:
+// Tables and indexes of the namespace; other objects have theirs in their own files. Every index is unique and its
+// argument is the finished key, so that a lookup neither reflects nor formats:
 //
 //	cluster id=1 byte · node id=uuid · token id=name · vpool id=uuid name=name fsid=fsid
 //	inode   id=fsid|ino · name=fsid|parent|name · cookie=fsid|parent|cookie      (the root has no name and no cookie)
@@ -89,38 +89,21 @@ func named(f func(*Inode) []byte) index {
 func table(name string, indexes map[string]index) *memdb.TableSchema {
 	t := &memdb.TableSchema{Name: name, Indexes: make(map[string]*memdb.IndexSchema)}
 	for n, f := range indexes {
-		t.Indexes[n] = &memdb.IndexSchema{Name: n, Unique: true, AllowMissing: n == byName || n == byCookie, Indexer: f}
+		t.Indexes[n] = &memdb.IndexSchema{Name: n, Unique: true, AllowMissing: n != byID, Indexer: f}
 	}
 	return t
 }
 
 func newDB() *memdb.MemDB {
-	tables := []*memdb.TableSchema{
-		table(tCluster, map[string]index{byID: always(func(*Cluster) []byte { return clusterKey })}),
-		table(tNode, map[string]index{byID: always(func(n *Node) []byte { return n.ID[:] })}),
-		table(tToken, map[string]index{byID: always(func(t *Token) []byte { return []byte(t.Name) })}),
-		table(tVPool, map[string]index{
-			byID:   always(func(p *VPool) []byte { return p.ID[:] }),
-			byName: always(func(p *VPool) []byte { return []byte(p.Name) }),
-			byFSID: always(func(p *VPool) []byte { return keyFSID(p.FSID) }),
-		}),
-		table(tInode, map[string]index{
-			byID:     always(func(n *Inode) []byte { return key2(n.FSID, n.Ino) }),
-			byName:   named(func(n *Inode) []byte { return keyName(n.FSID, n.Parent, n.Name) }),
-			byCookie: named(func(n *Inode) []byte { return key3(n.FSID, n.Parent, n.Cookie) }),
-		}),
-		table(tVolume, map[string]index{
-			byID:   always(func(v *Volume) []byte { return v.ID[:] }),
-			byPool: always(func(v *Volume) []byte { return keyPool(v.FSID, v.ID) }),
-		}),
-		table(tDoomed, map[string]index{
-			byID:   always(func(d *Doomed) []byte { return d.ID[:] }),
-			byPool: always(func(d *Doomed) []byte { return keyPool(d.FSID, d.ID) }),
-		}),
-	}
 	schema := &memdb.DBSchema{Tables: make(map[string]*memdb.TableSchema)}
-	for _, t := range tables {
-		schema.Tables[t.Name] = t
+	for _, o := range objects {
+		if o.table == nil {
+			continue
+		}
+		if schema.Tables[o.table.Name] != nil {
+			panic("two tables are called " + o.table.Name)
+		}
+		schema.Tables[o.table.Name] = o.table
 	}
 	db, err := memdb.NewMemDB(schema)
 	if err != nil {

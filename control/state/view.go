@@ -13,7 +13,18 @@ import (
 type View struct{ txn *memdb.Txn }
 
 // View returns the present picture.
-func (s *Store) View() *View { return &View{txn: s.db.Load().Txn(false)} }
+func (s *Store) View() *View { return &View{txn: s.db.Txn(false)} }
+
+// Watch returns the present picture and a channel that is closed when the table changes after it. Tables bear the name of
+// their object: "task", "event", "node", …
+func (s *Store) Watch(table string) (v *View, changed <-chan struct{}, err error) {
+	v = s.View()
+	it, err := v.txn.Get(table, byID)
+	if err != nil {
+		return nil, nil, fmt.Errorf("watch table %s: %w", table, err)
+	}
+	return v, it.WatchCh(), nil
+}
 
 // first returns the row with this key in the given unique index. The indexes are constants of this package, so an error
 // is a broken invariant.
@@ -58,18 +69,6 @@ func (v *View) Cluster() (Cluster, bool) {
 		return Cluster{}, false
 	}
 	return *c, true
-}
-
-// Nodes returns all nodes, by id.
-func (v *View) Nodes() []Node { return all[Node](v, tNode, byID, nil) }
-
-// Node returns one node.
-func (v *View) Node(id uuid.UUID) (Node, error) {
-	n, ok := first[Node](v, tNode, byID, id[:])
-	if !ok {
-		return Node{}, missing("node " + id.String())
-	}
-	return *n, nil
 }
 
 // VPools returns all vPools, by name.

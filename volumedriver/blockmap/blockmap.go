@@ -102,6 +102,13 @@ var (
 	// ErrClosed: the store is closed.
 	ErrClosed = errors.New("block map is closed")
 
+	// ErrReadOnly: a view, or a volume whose head was given up, cannot be changed.
+	ErrReadOnly = errors.New("volume is read-only")
+	// ErrGeneration: the generation was not frozen.
+	ErrGeneration = errors.New("no such frozen generation")
+	// ErrInUse: a fork or a view depends on it.
+	ErrInUse = errors.New("generation is in use")
+
 	errSpace = fmt.Errorf("log disk has less than %d MiB left for the block map: %w", reserveBytes>>20, blockio.ErrNoSpace)
 )
 
@@ -165,6 +172,8 @@ type Store struct {
 
 	volumesMu sync.RWMutex
 	volumes   map[Handle]*volume
+	views     map[At]int // how many there are
+	nextView  Handle
 	clock     atomic.Int64 // counts openings of volumes
 
 	handlesMu  sync.Mutex
@@ -190,7 +199,8 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{cfg: cfg, log: cfg.Log, budget: max(cfg.BudgetBytes, MinBudgetBytes), volumes: map[Handle]*volume{}}
+	s := &Store{cfg: cfg, log: cfg.Log, budget: max(cfg.BudgetBytes, MinBudgetBytes), volumes: map[Handle]*volume{},
+		views: map[At]int{}, nextView: firstView}
 	s.disk = &frozenFS{FS: cfg.FS, fail: s.fail}
 	s.layOut()
 	if err := s.openPebble(vfs.Pebble(s.disk, cfg.Dir)); err != nil {

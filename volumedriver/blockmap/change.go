@@ -1,17 +1,22 @@
 package blockmap
 
 import (
+	"errors"
 	"fmt"
+	"math/bits"
 
 	"github.com/cockroachdb/pebble/v2"
 )
+
+// dropEach: up to so many leaves are dropped from memory one by one, more by a walk over all there are.
+const dropEach = 1024
 
 // Set maps the n blocks from lba on to first and those after it in the same SCO.
 func (s *Store) Set(h Handle, lba uint64, first Ref, n uint32) error {
 	if lba > MaxBlocks-uint64(n) || !validRef(first, uint64(n)) {
 		return fmt.Errorf("map blocks %d+%d to %d/%d: %w", lba, n, first.Ordinal(), first.Index(), ErrRange)
 	}
-	v, err := s.locked(h)
+	v, err := s.head(h)
 	if err != nil {
 		return err
 	}
@@ -29,7 +34,7 @@ func (s *Store) Set(h Handle, lba uint64, first Ref, n uint32) error {
 
 // Clear makes n blocks from lba on holes. Its cost depends on the leaves that exist in the range, not on n.
 func (s *Store) Clear(h Handle, lba, n uint64) error {
-	v, err := s.locked(h)
+	v, err := s.head(h)
 	if err != nil {
 		return err
 	}
@@ -40,7 +45,7 @@ func (s *Store) Clear(h Handle, lba, n uint64) error {
 		off := lba % LeafBlocks
 		if off == 0 && end-lba >= LeafBlocks {
 			to := end / LeafBlocks
-			if err := s.clearLeaves(v, lba/LeafBlocks, to, false); err != nil {
+			if err := s.clearLeaves(v, lba/LeafBlocks, to); err != nil {
 				return err
 			}
 			lba = to * LeafBlocks
@@ -55,36 +60,127 @@ func (s *Store) Clear(h Handle, lba, n uint64) error {
 	return nil
 }
 
-// DropVolume forgets all that is mapped for the handle, which must not be used any more. The core makes its own record
-// of the volume go away first, with Checkpoint or Put.
+// DropVolume forgets all that is mapped for the handle, in all its generations; it must not be used any more. The core makes
+// its own record of the volume go away first, with Checkpoint or Put. For a view it forgets the view. It is refused with
+// ErrInUse while there are forks or views of a generation of the handle.
 func (s *Store) DropVolume(h Handle) error {
-	v, err := s.locked(h)
+	v, err := s.volume(h)
 	if err != nil {
 		return err
 	}
-	defer v.mu.Unlock()
-	if err := s.clearLeaves(v, 0, maxLeaves, true); err != nil {
+	v.releasing.Lock()
+	defer v.releasing.Unlock()
+	if v, err = s.recorded(h); err != nil {
 		return err
 	}
-	s.pageBytes.Add(-v.memory())
-	v.pages.Store(&[]*page{})
+	defer v.mu.Unlock()
+	if err := s.unused(numberKey('c', h, 0)[:5], func(at At) bool { return at.Handle == h }); err != nil {
+		return fmt.Errorf("drop volume %d of the block map: %w", h, err)
+	}
+	s.writes.Lock()
+	defer s.writes.Unlock()
+	s.forget(v)
+	if !v.view {
+		b := s.db.NewBatch()
+		err := errors.Join(b.DeleteRange(numberKey('l', h, 0), numberKey('l', h+1, 0), nil),
+			b.DeleteRange(numberKey('b', h, 0), numberKey('b', h+1, 0), nil), b.Delete(recordKey(h), nil))
+		if v.record.parent.Handle != 0 {
+			err = errors.Join(err, b.Delete(childKey(v.record.parent, h), nil))
+		}
+		if err == nil {
+			err = s.commit(b, pebble.NoSync)
+		}
+		if err != nil {
+			return fmt.Errorf("drop volume %d of the block map: %w", h, err)
+		}
+	}
 	s.volumesMu.Lock()
+	defer s.volumesMu.Unlock()
 	delete(s.volumes, h)
-	s.volumesMu.Unlock()
+	if v.view {
+		if at := v.ancestors[0]; s.views[at] > 1 {
+			s.views[at]--
+		} else {
+			delete(s.views, at)
+		}
+	}
 	return nil
+}
+
+// unused gives ErrInUse if a fork has its childKey below prefix, or there is a view of a generation that matches.
+func (s *Store) unused(prefix []byte, match func(at At) bool) (err error) {
+	s.volumesMu.RLock()
+	for at := range s.views {
+		if match(at) {
+			err = fmt.Errorf("generation %d has a view: %w", at.Gen, ErrInUse)
+		}
+	}
+	s.volumesMu.RUnlock()
+	if err != nil {
+		return err
+	}
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: successor(prefix)})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	if it.First() {
+		return fmt.Errorf("fork %x: %w", it.Key()[1:], ErrInUse)
+	}
+	return it.Error()
+}
+
+// forget drops what is in memory of the volume: bits and leaves, clean or dirty. mu and writes are held.
+func (s *Store) forget(v *volume) {
+	if v.pages.Load() == nil {
+		if v.used.Load() > 0 && !v.record.headless { // its bits were unloaded, its leaves perhaps not
+			s.dropLeaves(v, 0, maxLeaves, 1, nil)
+		}
+		return
+	}
+	n, leaves := v.countBits(0, maxLeaves), []uint64(nil)
+	if n <= dropEach {
+		v.eachWord(0, maxLeaves, func(_ *page, leaf, set uint64) {
+			for ; set != 0; set &= set - 1 {
+				leaves = append(leaves, leaf+uint64(bits.TrailingZeros64(set)))
+			}
+		})
+	}
+	s.pageBytes.Add(-v.memory())
+	if v.record.headless {
+		v.pages.Store(nil)
+	} else {
+		v.pages.Store(&[]*page{}) // holes, to who still asks
+	}
+	s.dropLeaves(v, 0, maxLeaves, n, leaves)
+}
+
+// dropLeaves drops leaves [from,to) from memory. There are n of them, which leaves names if they are few.
+func (s *Store) dropLeaves(v *volume, from, to uint64, n int, leaves []uint64) {
+	if n == len(leaves) {
+		for _, leaf := range leaves {
+			key := memoryKey(v.handle, leaf)
+			s.shard(key).drop(key)
+		}
+		return
+	}
+	for i := range s.shards {
+		s.shards[i].dropRange(memoryKey(v.handle, from), memoryKey(v.handle, to))
+	}
 }
 
 // change applies r to a leaf of a volume whose mu is held.
 func (s *Store) change(v *volume, leaf uint64, r run) error {
-	if r.ref != 0 {
-		s.ensure(v, leaf)
-	}
+	s.prepare(v, leaf, r.ref != 0)
 	for {
 		sh, id, ok, err := s.forChange(v, leaf, r)
 		if err != nil {
 			return err
 		}
 		done := sh.apply(v, leaf, id, ok, r)
+		if done {
+			v.note(leaf)
+		}
 		sh.mu.Unlock()
 		if done {
 			return nil
@@ -180,38 +276,29 @@ func (sh *shard) move(from, to uint32, runs []run) {
 	sh.markDirty(p)
 }
 
-// clearLeaves drops leaves [from,to) of a volume whose mu is held, and with all also the stored bits.
-func (s *Store) clearLeaves(v *volume, from, to uint64, all bool) error {
+// clearLeaves makes holes of leaves [from,to) of a volume whose mu is held. Where frozen generations may need what Pebble has,
+// it stays, and the bits alone say that there is nothing any more.
+func (s *Store) clearLeaves(v *volume, from, to uint64) error {
 	s.writes.Lock()
 	defer s.writes.Unlock()
-	n, leaves := v.clearBits(from, to, 1024)
-	if n == 0 && !all {
+	if v.countBits(from, to) == 0 {
 		return nil
 	}
-	if n == len(leaves) {
-		for _, leaf := range leaves {
-			key := memoryKey(v.handle, leaf)
-			s.shard(key).drop(key)
-		}
-	} else {
-		for i := range s.shards {
-			s.shards[i].dropRange(memoryKey(v.handle, from), memoryKey(v.handle, to))
+	keep := v.frozen()
+	if !keep { // a full disk is noticed before anything has happened
+		if err := errors.Join(s.Err(), s.checkSpace(0)); err != nil {
+			return fmt.Errorf("clear leaves %d to %d of volume %d: %w", from, to, v.handle, err)
 		}
 	}
-	if all {
-		for _, p := range *v.pages.Load() {
-			if p != nil {
-				p.dirty.Store(false) // not to be stored any more
-			}
-		}
+	n, leaves := s.clearBits(v, from, to, dropEach)
+	s.dropLeaves(v, from, to, n, leaves)
+	if keep {
+		return nil
 	}
 	b := s.db.NewBatch()
-	err := b.DeleteRange(leafKey(v.handle, from), leafKey(v.handle, to), nil)
-	if err == nil && all {
-		err = b.DeleteRange(pageKey(v.handle, 0), pageKey(v.handle+1, 0), nil)
-	}
+	err := b.DeleteRange(numberKey('l', v.handle, uint32(from)), numberKey('l', v.handle, uint32(to)), nil)
 	if err == nil {
-		err = s.commit(b, pebble.NoSync)
+		err = s.apply(b, pebble.NoSync)
 	}
 	if err != nil {
 		return fmt.Errorf("clear leaves %d to %d of volume %d: %w", from, to, v.handle, err)

@@ -1,11 +1,8 @@
 package blockmap
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-
-	"github.com/cockroachdb/pebble/v2"
 )
 
 // Check walks everything and reports what does not fit together. No other call may be under way. It reads the whole map.
@@ -73,6 +70,8 @@ func (sh *shard) checkSlot(id uint32, p slot) error {
 	}
 	if v := sh.s.peek(h); v == nil || v.presence(leaf) == absent {
 		return fmt.Errorf("leaf %d of volume %d is resident without its bit", leaf, h)
+	} else if pg := v.page(leaf); p.is(flagDirty) && (pg == nil || !pg.unflushed.Load().has(leaf)) {
+		return fmt.Errorf("leaf %d of volume %d is dirty without a note", leaf, h)
 	}
 	end := uint16(0)
 	for _, r := range p.runs(nil) {
@@ -84,37 +83,71 @@ func (sh *shard) checkSlot(id uint32, p slot) error {
 	return nil
 }
 
-// checkStored decodes all leaves in Pebble and looks for their bits there and in memory.
+// checkStored decodes all that is in Pebble, and looks for what each version needs: a record of its generation, and a page that
+// tells of it.
 func (s *Store) checkStored() (err error) {
-	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte("l"), UpperBound: []byte("m")})
+	m, err := s.newImage()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
-	volumes := map[Handle]*volume{}
+	defer func() { err = errors.Join(err, m.close()) }()
+	records, noted := map[Handle]record{}, map[At]changes{}
+	it := m.leaves
+	it.SetBounds([]byte("l"), []byte("m"))
 	for ok := it.First(); ok; ok = it.Next() {
 		value, err := it.ValueAndErr()
 		if err != nil {
 			return err
 		}
-		k := it.Key()
-		if _, err := decodeLeaf(nil, k, value); err != nil {
-			return fmt.Errorf("stored leaf %x: %w", k, err)
+		h, leaf, gen, valid := splitKey(it.Key())
+		if !valid || leaf >= maxLeaves {
+			return fmt.Errorf("leaf key %x: %w", it.Key(), ErrCorrupt)
 		}
-		h, leaf := Handle(binary.BigEndian.Uint32(k[1:])), uint64(binary.BigEndian.Uint32(k[5:]))
-		stored := volumes[h]
-		if stored == nil {
-			pages, err := s.readPages(h)
-			if err != nil {
+		if _, err := decodeLeaf(nil, it.Key(), value); err != nil {
+			return fmt.Errorf("stored leaf %x: %w", it.Key(), err)
+		}
+		r, ok := records[h]
+		if !ok {
+			if r, err = s.readRecord(h); err != nil {
 				return err
 			}
-			stored = &volume{handle: h}
-			stored.pages.Store(&pages)
-			volumes[h] = stored
+			if _, err := s.readAncestors(h, r.parent); err != nil {
+				return err
+			}
+			records[h] = r
 		}
-		if v := s.peek(h); stored.presence(leaf) != possible || v != nil && v.presence(leaf) == absent {
-			return fmt.Errorf("stored leaf %d of volume %d has no bit", leaf, h)
+		if err := s.checkVersion(m, r, At{h, gen}, uint64(leaf), noted); err != nil {
+			return fmt.Errorf("stored leaf %d of volume %d at generation %d, current %d: %w", leaf, h, gen, r.gen, err)
 		}
 	}
 	return it.Error()
+}
+
+func (s *Store) checkVersion(m *image, r record, at At, leaf uint64, noted map[At]changes) error {
+	if at.Gen > r.gen {
+		return errors.New("is newer than its volume")
+	}
+	v := s.peek(at.Handle)
+	if r.gen == 1 && r.parent.Handle == 0 {
+		present, err := (&past{image: m, lineage: []At{at}}).bits(uint32(leaf / pageLeaves))
+		if err == nil && (!present.has(leaf) || v != nil && v.presence(leaf) == absent) {
+			err = errors.New("has no bit")
+		}
+		return err
+	}
+	if at.Gen == 1 && r.parent.Handle == 0 {
+		return nil // of that generation nobody notes what it changed
+	}
+	c := noted[at]
+	if c == nil {
+		c = changes{}
+		if err := c.addChanged(m, at.Handle, at.Gen-1, r.gen); err != nil {
+			return err
+		}
+		noted[at] = c
+	}
+	if set := c[uint32(leaf/pageLeaves)]; set == nil || !set.has(leaf) {
+		return errors.New("was never changed")
+	}
+	return nil
 }

@@ -1,46 +1,58 @@
 package blockmap
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// chunkBytes is about how much a checkpoint commits at a time.
-const chunkBytes = 1 << 20
+// How much a checkpoint commits at a time, about.
+const (
+	chunkBytes = 1 << 20
+	chunkPages = 1024
+)
+
+// flush is a batch of leaves and pages on its way to Pebble. Store.writes is held from its first leaf to its end.
+type flush struct {
+	b     *pebble.Batch
+	marks []mark
+	pages []touchedPage
+}
 
 // mark remembers a leaf as it was encoded.
 type mark struct {
 	sh      *shard
+	v       *volume
 	key     uint64
 	version uint32
 	empty   bool
+	fresh   bool
+}
+
+type touchedPage struct {
+	v      *volume
+	pg     *page
+	number uint32
+	done   bool
 }
 
 // flushWanted writes the dirty leaves of the slab that the shard needs for eviction.
 func (s *Store) flushWanted(sh *shard) error {
 	s.writes.Lock()
 	defer s.writes.Unlock()
-	b := s.db.NewBatch()
-	var marks []mark
+	f := flush{b: s.db.NewBatch()}
 	var err error
 	sh.mu.Lock()
 	if sh.wanted < len(sh.slabs) {
 		sh.each(sh.wanted, func(id uint32, p slot) {
 			if p.is(flagDirty) && err == nil {
-				var m mark
-				m, err = s.encode(b, sh, p)
-				marks = append(marks, m)
+				err = s.encode(&f, sh, p)
 			}
 		})
 	}
 	sh.mu.Unlock()
-	if err == nil {
-		err = s.finish(b, marks, pebble.NoSync)
-	}
-	if err != nil {
+	if err = s.finish(&f, err); err != nil {
 		return fmt.Errorf("write leaves of the block map: %w", err)
 	}
 	return nil
@@ -76,19 +88,56 @@ func (s *Store) Checkpoint(puts []KV, deletes [][]byte) error {
 func (s *Store) flushDirty() error {
 	var keys []uint64
 	for i := range s.shards {
-		sh := &s.shards[i]
-		keys = sh.dirtyKeys(keys[:0])
-		for len(keys) > 0 {
-			n, err := s.flushChunk(sh, keys)
-			if err != nil {
-				return err
-			}
-			keys = keys[n:]
+		keys = s.shards[i].dirtyKeys(keys[:0])
+		if err := s.flushKeys(keys); err != nil {
+			return err
 		}
 	}
-	err := s.flushPages()
+	s.volumesMu.RLock()
+	volumes := make([]*volume, 0, len(s.volumes))
+	for _, v := range s.volumes {
+		volumes = append(volumes, v)
+	}
+	s.volumesMu.RUnlock()
+	for _, v := range volumes {
+		if err := s.flushPages(v); err != nil {
+			return err
+		}
+		if v.mu.TryLock() { // else it is being written to, and will need them again
+			s.writes.Lock()
+			s.trimLocked(v)
+			s.writes.Unlock()
+			v.mu.Unlock()
+		}
+	}
 	s.unloadOthers(nil)
-	return err
+	return nil
+}
+
+// flushLocked writes the leaves of a volume that are dirty, and its bits. mu is held, so nothing becomes dirty meanwhile.
+func (s *Store) flushLocked(v *volume) error {
+	var keys []uint64
+	for n, pg := range *v.pages.Load() {
+		if pg == nil {
+			continue
+		}
+		set := pg.unflushed.Load().copy()
+		err := set.each(uint32(n), func(leaf uint64) error {
+			keys = append(keys, memoryKey(v.handle, leaf))
+			return nil
+		})
+		if err == nil && len(keys) >= 4096 {
+			err = s.flushKeys(keys)
+			keys = keys[:0]
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.flushKeys(keys); err != nil {
+		return err
+	}
+	return s.flushPages(v)
 }
 
 func (sh *shard) dirtyKeys(keys []uint64) []uint64 {
@@ -107,80 +156,119 @@ func (sh *shard) dirtyKeys(keys []uint64) []uint64 {
 	return keys
 }
 
-// flushChunk writes leaves of the shard that are still dirty, up to chunkBytes, and gives how many keys it has done.
-func (s *Store) flushChunk(sh *shard, keys []uint64) (int, error) {
+// flushKeys writes those of the leaves that are still dirty.
+func (s *Store) flushKeys(keys []uint64) error {
+	for len(keys) > 0 {
+		n, err := s.flushChunk(keys)
+		if err != nil {
+			return err
+		}
+		keys = keys[n:]
+	}
+	return nil
+}
+
+// flushChunk is flushKeys up to chunkBytes; it gives how many keys it has done.
+func (s *Store) flushChunk(keys []uint64) (n int, err error) {
 	s.writes.Lock()
 	defer s.writes.Unlock()
-	b := s.db.NewBatch()
-	var marks []mark
-	n := 0
-	for ; n < len(keys) && b.Len() < chunkBytes; n++ {
+	f := flush{b: s.db.NewBatch()}
+	for ; n < len(keys) && f.b.Len() < chunkBytes && err == nil; n++ {
+		sh := s.shard(keys[n])
 		sh.mu.Lock()
 		if id, ok := sh.find(keys[n]); ok && sh.slot(id).is(flagDirty) {
-			m, err := s.encode(b, sh, sh.slot(id))
-			if err != nil {
-				sh.mu.Unlock()
-				return n, err
+			err = s.encode(&f, sh, sh.slot(id))
+		} else if v := s.peek(Handle(keys[n] >> 32)); v != nil {
+			if pg := v.page(keys[n] & (1<<32 - 1)); pg != nil {
+				pg.unflushed.Load().unset(keys[n])
 			}
-			marks = append(marks, m)
 		}
 		sh.mu.Unlock()
 	}
-	return n, s.finish(b, marks, pebble.NoSync)
+	return n, s.finish(&f, err)
 }
 
-// encode adds a leaf, and its page of bits if that is not in Pebble yet, to b. writes and the shard are locked.
-func (s *Store) encode(b *pebble.Batch, sh *shard, p slot) (mark, error) {
+// encode adds a leaf to f. writes and the shard are locked.
+func (s *Store) encode(f *flush, sh *shard, p slot) error {
 	key := p.key()
 	h, leaf := Handle(key>>32), key&(1<<32-1)
-	k := leafKey(h, leaf)
-	sh.scratch = p.runs(sh.scratch[:0])
-	m := mark{sh, key, p.version(), len(sh.scratch) == 0}
-	if m.empty {
-		return m, b.Delete(k, nil)
-	}
-	s.encoded = appendLeaf(s.encoded[:0], k, sh.scratch)
-	if err := b.Set(k, s.encoded, nil); err != nil {
-		return m, err
-	}
 	v := s.peek(h)
 	if v == nil {
-		return m, nil // dropped
+		return nil // dropped
 	}
-	pg := v.page(leaf)
-	if pg == nil {
-		return m, nil // its bits were unloaded, so they are stored
+	k := leafKey(h, leaf, v.gen.Load())
+	sh.scratch = p.runs(sh.scratch[:0])
+	m := mark{sh: sh, v: v, key: key, version: p.version(), empty: len(sh.scratch) == 0}
+	pg := v.page(leaf) // not unloaded, as the leaf is dirty
+	if m.empty && !v.versioned() {
+		f.marks = append(f.marks, m)
+		return f.b.Delete(k, nil)
 	}
-	return m, s.encodePage(b, h, uint32(leaf/pageLeaves), pg)
-}
-
-func (s *Store) encodePage(b *pebble.Batch, h Handle, number uint32, pg *page) error {
-	if !pg.dirty.Swap(false) {
-		return nil
-	}
-	k := pageKey(h, number)
-	s.encoded = appendPage(s.encoded[:0], k, pg)
-	return b.Set(k, s.encoded, nil)
-}
-
-// finish commits b and marks clean what has not changed since it was encoded; leaves without blocks go away. writes is locked.
-func (s *Store) finish(b *pebble.Batch, marks []mark, o *pebble.WriteOptions) error {
-	if b.Empty() {
-		return b.Close()
-	}
-	if err := s.commit(b, o); err != nil {
+	s.encoded = appendLeaf(s.encoded[:0], k, sh.scratch)
+	if err := f.b.Set(k, s.encoded, nil); err != nil {
 		return err
 	}
-	s.flushed.Add(int64(len(marks)))
-	for _, m := range marks {
+	if pg.fresh.Load().unset(leaf) {
+		m.fresh = true
+		pg.dirty.Store(true)
+	}
+	f.marks = append(f.marks, m)
+	if k := len(f.pages); pg.dirty.Load() && (k == 0 || f.pages[k-1].pg != pg) {
+		f.pages = append(f.pages, touchedPage{v: v, pg: pg, number: uint32(leaf / pageLeaves)})
+	}
+	return nil
+}
+
+// encodePages adds the pages that f's leaves need, if they are newer than in Pebble.
+func (s *Store) encodePages(f *flush) error {
+	for i := range f.pages {
+		t := &f.pages[i]
+		if !t.pg.dirty.Swap(false) {
+			continue
+		}
+		t.done = true
+		changed := t.pg.changed.Load().copy()
+		present := t.pg.present.copy() // before fresh: see setBit
+		fresh := t.pg.fresh.Load().copy()
+		for i := range present {
+			present[i] &^= fresh[i]
+		}
+		k := pageKey(t.v.handle, t.number, t.v.gen.Load())
+		s.encoded = appendPage(s.encoded[:0], k, &present, &changed)
+		if err := f.b.Set(k, s.encoded, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish commits f, unless err says that it is incomplete, and marks clean what has not changed since it was encoded; leaves
+// without blocks go away.
+func (s *Store) finish(f *flush, err error) error {
+	if err == nil {
+		err = s.encodePages(f)
+	}
+	if err == nil && !f.b.Empty() {
+		err = s.commit(f.b, pebble.NoSync)
+	} else {
+		err = errors.Join(err, f.b.Close())
+	}
+	if err != nil {
+		s.abandon(f)
+		return err
+	}
+	s.flushed.Add(int64(len(f.marks)))
+	for _, m := range f.marks {
 		m.sh.mu.Lock()
 		if id, ok := m.sh.find(m.key); ok && m.sh.slot(id).version() == m.version {
 			m.sh.markClean(m.sh.slot(id))
+			leaf := m.key & (1<<32 - 1)
+			if pg := m.v.page(leaf); pg != nil {
+				pg.unflushed.Load().unset(leaf)
+			}
 			if m.empty {
 				m.sh.remove(id)
-				if v := s.peek(Handle(m.key >> 32)); v != nil {
-					v.clearBit(m.key & (1<<32 - 1))
-				}
+				m.v.clearBit(leaf)
 			}
 		}
 		m.sh.mu.Unlock()
@@ -188,63 +276,45 @@ func (s *Store) finish(b *pebble.Batch, marks []mark, o *pebble.WriteOptions) er
 	return nil
 }
 
-// flushPages writes all bits that are not in Pebble yet, so that volumes can be unloaded.
-func (s *Store) flushPages() error {
-	s.volumesMu.RLock()
-	volumes := make([]*volume, 0, len(s.volumes))
-	for _, v := range s.volumes {
-		volumes = append(volumes, v)
-	}
-	s.volumesMu.RUnlock()
-	s.writes.Lock()
-	defer s.writes.Unlock()
-	b := s.db.NewBatch()
-	for _, v := range volumes {
-		p := v.pages.Load()
-		if p == nil || s.peek(v.handle) != v {
-			continue
-		}
-		for i, pg := range *p {
-			if pg == nil {
-				continue
+// abandon undoes what encode has noted: the disk may have been full, and f will be tried again.
+func (s *Store) abandon(f *flush) {
+	for _, m := range f.marks {
+		leaf := m.key & (1<<32 - 1)
+		if pg := m.v.page(leaf); m.fresh && pg != nil {
+			if fresh := pg.fresh.Load(); fresh != nil {
+				fresh.set(leaf)
 			}
-			if err := s.encodePage(b, v.handle, uint32(i), pg); err != nil {
-				return err
-			}
-		}
-		if b.Len() > chunkBytes {
-			if err := s.commit(b, pebble.NoSync); err != nil {
-				return err
-			}
-			b = s.db.NewBatch()
 		}
 	}
-	return s.finish(b, nil, pebble.NoSync)
+	for _, t := range f.pages {
+		if t.done {
+			t.pg.dirty.Store(true)
+		}
+	}
 }
 
-// NewHandle gives a handle that was never given before. It is durable with the next Checkpoint or synced Put.
-func (s *Store) NewHandle() (Handle, error) {
-	s.handlesMu.Lock()
-	defer s.handlesMu.Unlock()
-	h := s.nextHandle.Load()
-	if h == 1<<32-2 {
-		return 0, fmt.Errorf("new volume in the block map: all handles are used: %w", ErrRange)
+// flushPages writes the bits of a volume that are not in Pebble yet.
+func (s *Store) flushPages(v *volume) error {
+	s.writes.Lock()
+	defer s.writes.Unlock()
+	p := v.pages.Load()
+	if p == nil || v.view || s.peek(v.handle) != v {
+		return nil
 	}
-	b := s.db.NewBatch()
-	err := b.Set([]byte("n"), binary.BigEndian.AppendUint32(nil, h+1), nil)
-	if err == nil {
-		err = s.commit(b, pebble.NoSync)
+	f := flush{b: s.db.NewBatch()}
+	for i, pg := range *p {
+		if pg == nil || !pg.dirty.Load() {
+			continue
+		}
+		f.pages = append(f.pages, touchedPage{v: v, pg: pg, number: uint32(i)})
+		if len(f.pages) == chunkPages {
+			if err := s.finish(&f, nil); err != nil {
+				return err
+			}
+			f = flush{b: s.db.NewBatch()}
+		}
 	}
-	if err != nil {
-		return 0, fmt.Errorf("new volume in the block map: %w", err)
-	}
-	v := &volume{handle: Handle(h)}
-	v.pages.Store(&[]*page{})
-	s.volumesMu.Lock()
-	s.volumes[Handle(h)] = v
-	s.volumesMu.Unlock()
-	s.nextHandle.Store(h + 1)
-	return Handle(h), nil
+	return s.finish(&f, nil)
 }
 
 func metadataKey(k []byte) []byte { return append([]byte{'m'}, k...) }

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
-
 	"varve/volumedriver/blockio"
 	"varve/volumedriver/vfs"
 )
@@ -171,7 +169,7 @@ func TestLoadOvertaken(t *testing.T) {
 			}
 			ok(t, s.Checkpoint(nil, nil))
 			if overtake.stored == 0 {
-				ok(t, s.db.Delete(leafKey(h, 0), nil))
+				ok(t, s.db.Delete(leafKey(h, 0, 1), nil))
 			}
 			closeStore(t, s)
 			s = openStore(t, fs, 0)
@@ -181,7 +179,7 @@ func TestLoadOvertaken(t *testing.T) {
 			key := memoryKey(h, 0)
 			sh, l := s.shard(key), &load{done: make(chan struct{})}
 			sh.loading[key] = l
-			runs, err := s.fetch(h, 0)
+			runs, err := s.fetch(v, 0)
 			ok(t, err)
 			ok(t, overtake.do(s, h))
 			ok(t, s.settle(sh, v, 0, l, runs, nil))
@@ -208,15 +206,15 @@ func TestChangedWhileWritten(t *testing.T) {
 			h := handle(t, s)
 			ok(t, first(s, h))
 			key := memoryKey(h, 0)
-			sh, b := s.shard(key), s.db.NewBatch()
+			sh, f := s.shard(key), flush{b: s.db.NewBatch()}
 			s.writes.Lock()
 			sh.mu.Lock()
 			id, _ := sh.find(key)
-			m, err := s.encode(b, sh, sh.slot(id))
+			err := s.encode(&f, sh, sh.slot(id))
 			sh.mu.Unlock()
 			ok(t, err)
 			ok(t, s.Set(h, 8, MakeRef(2, 0), 1))
-			ok(t, s.finish(b, []mark{m}, pebble.NoSync))
+			ok(t, s.finish(&f, nil))
 			s.writes.Unlock()
 			if st := s.Stats(); st.Leaves != 1 || st.Dirty != 1 {
 				t.Fatalf("%d leaves, %d dirty", st.Leaves, st.Dirty)

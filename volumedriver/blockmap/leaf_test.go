@@ -57,7 +57,7 @@ func TestSplice(t *testing.T) {
 		if expand(t, runs) != want {
 			t.Fatalf("leaf differs from the array")
 		}
-		key := leafKey(7, 9)
+		key := leafKey(7, 9, 1)
 		got, err := decodeLeaf(nil, key, appendLeaf([]byte("before"), key, runs)[6:])
 		if err != nil || !slices.Equal(got, runs) {
 			t.Fatalf("stored form: %v %+v", err, got)
@@ -80,7 +80,7 @@ func TestSplice(t *testing.T) {
 
 // sampleLeaves gives stored leaves of both forms.
 func sampleLeaves() [][]byte {
-	key := leafKey(1, 2)
+	key := leafKey(1, 2, 1)
 	var scattered []run
 	for i := range uint16(400) {
 		scattered = append(scattered, run{i, 1, MakeRef(uint32(400-i), 5)})
@@ -91,7 +91,7 @@ func sampleLeaves() [][]byte {
 
 // TestDamagedLeaf flips every bit, cuts everywhere, and reads a leaf as another: all is noticed.
 func TestDamagedLeaf(t *testing.T) {
-	key := leafKey(1, 2)
+	key := leafKey(1, 2, 1)
 	for _, b := range sampleLeaves() {
 		for bit := range len(b) * 8 {
 			b[bit/8] ^= 1 << (bit % 8)
@@ -105,7 +105,7 @@ func TestDamagedLeaf(t *testing.T) {
 				t.Fatalf("%d of %d bytes accepted", n, len(b))
 			}
 		}
-		if _, err := decodeLeaf(nil, leafKey(1, 3), b); err == nil {
+		if _, err := decodeLeaf(nil, leafKey(1, 3, 1), b); err == nil {
 			t.Fatal("leaf of another place accepted")
 		}
 		if _, err := decodeLeaf(nil, key, b); err != nil {
@@ -120,7 +120,7 @@ func FuzzDecodeLeaf(f *testing.F) {
 		f.Add(b, false)
 	}
 	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
-		key := leafKey(1, 2)
+		key := leafKey(1, 2, 1)
 		if seal { // past the checksum
 			b = binary.LittleEndian.AppendUint32(bytes.Clone(b), valueCRC(key, b))
 		}
@@ -135,19 +135,84 @@ func FuzzDecodeLeaf(f *testing.F) {
 	})
 }
 
-func FuzzDecodePage(f *testing.F) {
-	p := &page{}
-	p.words[3].Store(5)
-	key := pageKey(4, 5)
-	f.Add(key, appendPage(nil, key, p))
-	f.Fuzz(func(t *testing.T, key, b []byte) {
-		if len(b) > 4 {
-			b = bytes.Clone(b)
-			binary.LittleEndian.PutUint32(b[len(b)-4:], valueCRC(key, b[:len(b)-4]))
+// sampleSets gives sets of both stored forms, and those at the border between them.
+func sampleSets() []leafSet {
+	var full, sparse, most, many leafSet
+	for leaf := range uint64(pageLeaves) {
+		full[leaf/64] |= 1 << (leaf % 64)
+		if leaf%67 == 3 || leaf == pageLeaves-1 {
+			sparse[leaf/64] |= 1 << (leaf % 64)
 		}
-		n, p, err := decodePage(key, b)
-		if err == nil && (n >= maxLeaves/pageLeaves || !bytes.Equal(appendPage(nil, key, p), b)) {
-			t.Fatalf("page %d of key %x", n, key)
+		if leaf%2 == 0 && leaf < 2*setRunsMax {
+			most[leaf/64] |= 1 << (leaf % 64)
+		}
+		if leaf%2 == 1 && leaf < 2*setRunsMax+2 {
+			many[leaf/64] |= 1 << (leaf % 64)
+		}
+	}
+	return []leafSet{{}, full, sparse, most, many}
+}
+
+// TestPage passes pages through their stored form, and damages that.
+func TestPage(t *testing.T) {
+	key := pageKey(4, 5, 6)
+	for i, present := range sampleSets() {
+		for k, changed := range sampleSets() {
+			b := appendPage(nil, key, &present, &changed)
+			p, c, err := decodePage(key, b)
+			if err != nil || p != present || c != changed {
+				t.Fatalf("sets %d and %d in %d bytes: %v", i, k, len(b), err)
+			}
+			for n := range b {
+				b[n] ^= 4
+				if _, _, err := decodePage(key, b); !errors.Is(err, ErrCorrupt) {
+					t.Fatalf("sets %d and %d, byte %d: %v", i, k, n, err)
+				}
+				b[n] ^= 4
+				if _, _, err := decodePage(key, b[:n]); !errors.Is(err, ErrCorrupt) {
+					t.Fatalf("sets %d and %d, %d of %d bytes: %v", i, k, n, len(b), err)
+				}
+			}
+			if _, _, err := decodePage(pageKey(4, 5, 7), b); !errors.Is(err, ErrCorrupt) {
+				t.Fatalf("page of another generation: %v", err)
+			}
+		}
+	}
+}
+
+// seal makes a damaged value one with a valid checksum, so that what lies behind that is tested.
+func seal(key, b []byte) []byte {
+	b = bytes.Clone(b)
+	if len(b) >= 4 {
+		binary.LittleEndian.PutUint32(b[len(b)-4:], valueCRC(key, b[:len(b)-4]))
+	}
+	return b
+}
+
+func FuzzDecodePage(f *testing.F) {
+	key := pageKey(4, 5, 1)
+	for _, set := range sampleSets() {
+		f.Add(appendPage(nil, key, &set, &leafSet{5}))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		b = seal(key, b)
+		present, changed, err := decodePage(key, b)
+		if err == nil && !bytes.Equal(appendPage(nil, key, &present, &changed), b) {
+			t.Fatalf("%x is not what is written for it", b)
+		}
+	})
+}
+
+func FuzzDecodeRecord(f *testing.F) {
+	key := recordKey(3)
+	for _, r := range []record{{gen: 1}, {gen: 7, parent: At{2, 9}, headless: true}, {gen: 9, merged: true, floor: 4, pending: At{1, 5}}} {
+		f.Add(r.encode(key))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		b = seal(key, b)
+		r, err := decodeRecord(key, b)
+		if err == nil && !bytes.Equal(r.encode(key), b) {
+			t.Fatalf("%x is not what is written for %+v", b, r)
 		}
 	})
 }

@@ -114,7 +114,7 @@ func (s *Store) acquire(v *volume, leaf uint64) (sh *shard, id uint32, ok bool, 
 		sh.loading[key] = l
 		sh.misses++
 		sh.mu.Unlock()
-		runs, err := s.fetch(v.handle, leaf)
+		runs, err := s.fetch(v, leaf)
 		if err = s.settle(sh, v, leaf, l, runs, err); err != nil {
 			return nil, none, false, fmt.Errorf("read block map of volume %d, leaf %d: %w", v.handle, leaf, err)
 		}
@@ -155,8 +155,30 @@ func (s *Store) settle(sh *shard, v *volume, leaf uint64, l *load, runs []run, e
 }
 
 // fetch reads a leaf from Pebble; no runs if it is not there.
-func (s *Store) fetch(h Handle, leaf uint64) ([]run, error) {
-	k := leafKey(h, leaf)
+func (s *Store) fetch(v *volume, leaf uint64) (runs []run, err error) {
+	if !v.view && !v.versioned() {
+		return s.fetchOnly(leafKey(v.handle, leaf, 1))
+	}
+	it, err := s.db.NewIter(nil)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	if !v.view {
+		if value, err := newestLeaf(it, At{v.handle, v.gen.Load()}, leaf); value != nil || err != nil {
+			return decodeFound(it, value, err)
+		}
+	}
+	for _, at := range v.ancestors {
+		if value, err := newestLeaf(it, at, leaf); value != nil || err != nil {
+			return decodeFound(it, value, err)
+		}
+	}
+	return nil, nil
+}
+
+// fetchOnly reads a leaf of which there is at most one version.
+func (s *Store) fetchOnly(k []byte) ([]run, error) {
 	value, closer, err := s.db.Get(k)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, nil
@@ -166,6 +188,23 @@ func (s *Store) fetch(h Handle, leaf uint64) ([]run, error) {
 	}
 	runs, err := decodeLeaf(nil, k, value)
 	return runs, errors.Join(err, closer.Close())
+}
+
+// newestLeaf moves the iterator to the version of a leaf that is seen at a generation, and gives its value, or nil.
+func newestLeaf(it *pebble.Iterator, at At, leaf uint64) ([]byte, error) {
+	k := leafKey(at.Handle, leaf, at.Gen)
+	it.SetBounds(k, numberKey('l', at.Handle, uint32(leaf+1)))
+	if !it.First() {
+		return nil, it.Error()
+	}
+	return it.ValueAndErr()
+}
+
+func decodeFound(it *pebble.Iterator, value []byte, err error) ([]run, error) {
+	if err != nil {
+		return nil, err
+	}
+	return decodeLeaf(nil, it.Key(), value)
 }
 
 // NextMapped gives the first mapped block at or after lba and before end.

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	formatVersion = "1"
+	formatVersion = "2"
 	cacheBytes    = 8 << 20
 	memTableBytes = 8 << 20
 	// reserveBytes is room for Pebble to flush and compact what it has accepted.
@@ -111,6 +111,11 @@ func (s *Store) commit(b *pebble.Batch, o *pebble.WriteOptions) error {
 	if err := s.checkSpace(int64(b.Len())); err != nil {
 		return err
 	}
+	return s.apply(b, o)
+}
+
+// apply is commit without a look at the space.
+func (s *Store) apply(b *pebble.Batch, o *pebble.WriteOptions) error {
 	if err := b.Commit(o); err != nil {
 		return s.fail(err)
 	}

@@ -5,18 +5,25 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
+
+	"varve/volumedriver/seal"
 )
 
-// MaxRootBytes bounds a root object.
-const MaxRootBytes = 64 << 10
-
 const (
+	// MaxRootBytes bounds a root object: some 50,000 snapshots.
+	MaxRootBytes = 16 << 20
+	// MaxSnapshotNameBytes bounds a snapshot's name.
+	MaxSnapshotNameBytes = 255
+	// MaxLabels bounds a snapshot's labels.
+	MaxLabels = 64
+
 	rootFixedBytes = 16
-	rootVersion    = 1
+	rootVersion    = 2
 )
 
 // Root says what a volume is. A new one, with the next N, is put when any of it changes; the greatest (Epoch, N) counts.
@@ -34,7 +41,48 @@ type Root struct {
 	Mode      uint32    `json:"mode,omitempty"`
 	Created   int64     `json:"created"` // Unix nanoseconds
 	BlockSize uint32    `json:"block_size"`
-	Parent    string    `json:"parent,omitempty"` // reserved for clones
+	Template  bool      `json:"template,omitempty"`
+
+	// Snapshots are those of the volume when its log had reached AtLog, oldest first. SCOs with a later log range tell of
+	// newer ones by their marks.
+	Snapshots []RootSnapshot `json:"snapshots,omitempty"`
+	AtLog     uint64         `json:"at_log,omitempty"`
+
+	// Parent is what the volume was cloned from; nil: nothing.
+	Parent *RootParent `json:"parent,omitempty"`
+	// Spans say whose SCOs the ordinals belong to, ascending by From.
+	Spans []RootSpan `json:"spans,omitempty"`
+
+	Keys    []seal.Wrapped  `json:"keys,omitempty"`    // the last is the one for new objects
+	Options json.RawMessage `json:"options,omitempty"` // per volume: codec, limits; the volume driver's own words
+}
+
+// RootSnapshot is a snapshot as a root tells of it.
+type RootSnapshot struct {
+	ID         uuid.UUID         `json:"id"`
+	Name       string            `json:"name"`
+	Seq        uint64            `json:"seq"`     // of the log
+	Created    int64             `json:"created"` // Unix nanoseconds
+	Size       int64             `json:"size"`    // of the volume then
+	Consistent bool              `json:"consistent,omitempty"`
+	Automatic  bool              `json:"automatic,omitempty"`
+	Sticky     bool              `json:"sticky,omitempty"`
+	Labels     map[string]string `json:"labels,omitempty"`
+}
+
+// RootParent is the snapshot that a volume began as.
+type RootParent struct {
+	Volume   uuid.UUID `json:"volume"`
+	Snapshot uuid.UUID `json:"snapshot"`
+	Seq      uint64    `json:"seq"`  // of the parent's log
+	Base     uint64    `json:"base"` // number of the volume's first own SCO: ordinals below belong to Spans of its ancestors
+}
+
+// RootSpan says that the SCOs numbered From and above, up to the next span's From, were written by Volume in Epoch.
+type RootSpan struct {
+	From   uint64    `json:"from"`
+	Epoch  uint64    `json:"epoch"`
+	Volume uuid.UUID `json:"volume"`
 }
 
 // RootName is the name of a root on the backend. Names of one volume order as (epoch, n).
@@ -64,6 +112,9 @@ func ParseRootName(name string) (volume uuid.UUID, epoch, n uint64, err error) {
 
 // Encode gives the root's object.
 func (r *Root) Encode() ([]byte, error) {
+	if err := r.check(); err != nil {
+		return nil, fmt.Errorf("encode root of %s: %w", r.Volume, err)
+	}
 	body, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("encode root of %s: %w", r.Volume, err)
@@ -87,7 +138,7 @@ func ParseRoot(b []byte) (*Root, error) {
 	}
 	le := binary.LittleEndian
 	if v := le.Uint32(b[4:]); v != rootVersion {
-		return nil, fmt.Errorf("root version %d: %w", v, ErrUnsupported)
+		return nil, fmt.Errorf("root of version %d, this program reads version %d: %w", v, rootVersion, ErrUnsupported)
 	}
 	body := b[rootFixedBytes:]
 	if uint64(le.Uint32(b[8:])) != uint64(len(body)) || le.Uint32(b[12:]) != rootCRC(b[:12], body) {
@@ -97,12 +148,38 @@ func ParseRoot(b []byte) (*Root, error) {
 	if err := json.Unmarshal(body, r); err != nil {
 		return nil, fmt.Errorf("root (%w): %w", err, ErrFormat)
 	}
-	if r.Volume == uuid.Nil || r.Size < 0 {
-		return nil, fmt.Errorf("root of volume %s, size %d: %w", r.Volume, r.Size, ErrFormat)
+	if err := r.check(); err != nil {
+		return nil, fmt.Errorf("root (%w): %w", err, ErrFormat)
 	}
 	return r, nil
 }
 
+// check refuses what would mislead a reader. It asks for no more, since a refused root is a lost name.
+func (r *Root) check() error {
+	if r.Volume == uuid.Nil || r.Size < 0 {
+		return fmt.Errorf("volume %s of size %d", r.Volume, r.Size)
+	}
+	for i, s := range r.Snapshots {
+		if s.ID == uuid.Nil || s.Name == "" || len(s.Name) > MaxSnapshotNameBytes || len(s.Labels) > MaxLabels || s.Size < 0 {
+			return fmt.Errorf("snapshot %d: id %s, name of %d bytes, %d labels, size %d", i, s.ID, len(s.Name), len(s.Labels), s.Size)
+		}
+	}
+	for i, s := range r.Spans {
+		if s.Volume == uuid.Nil || i > 0 && s.From <= r.Spans[i-1].From {
+			return fmt.Errorf("span %d from %d of volume %s", i, s.From, s.Volume)
+		}
+	}
+	if r.Parent != nil && (r.Parent.Volume == uuid.Nil || r.Parent.Volume == r.Volume) {
+		return fmt.Errorf("parent %s", r.Parent.Volume)
+	}
+	for i, k := range r.Keys {
+		if k.KeyID == uuid.Nil || len(k.Wrapped) != seal.WrappedBytes {
+			return fmt.Errorf("key %d of %d bytes", i, len(k.Wrapped))
+		}
+	}
+	return nil
+}
+
 func rootCRC(fixed, body []byte) uint32 {
-	return Checksum(append(fixed[:len(fixed):len(fixed)], body...))
+	return crc32.Update(Checksum(fixed), castagnoli, body)
 }

@@ -1,0 +1,61 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// Class says for whom a call works. A backend whose capacity is shared over a network gives each class its own share, so that
+// none can starve those before it: reads of guests, then uploads of the log, then scrub, then replication.
+type Class uint8
+
+const (
+	// Foreground is what a context without a class is: reads and uploads that guests wait for, or that free the log.
+	Foreground Class = iota
+	// Scrub reclaims and verifies.
+	Scrub
+	// Replication copies to other clusters.
+	Replication
+)
+
+type classKey struct{}
+
+// WithClass marks calls as those of a class.
+func WithClass(ctx context.Context, c Class) context.Context { return context.WithValue(ctx, classKey{}, c) }
+
+// ClassOf gives the class that a context was marked with.
+func ClassOf(ctx context.Context) Class {
+	c, _ := ctx.Value(classKey{}).(Class)
+	return c
+}
+
+// BatchDeleter is a backend that deletes many objects in one call. As with Delete, objects that are not there are no error;
+// when it fails, any of them may be gone.
+type BatchDeleter interface {
+	DeleteAll(ctx context.Context, names []string) error
+}
+
+const deletersMax = 8
+
+// DeleteAll deletes many objects, in batches where the backend can, else several at a time.
+func DeleteAll(ctx context.Context, b Backend, names []string) error {
+	if d, ok := b.(BatchDeleter); ok {
+		return d.DeleteAll(ctx, names)
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, min(deletersMax, len(names)))
+	for w := range errs {
+		wg.Go(func() {
+			for i := w; i < len(names); i += len(errs) {
+				if err := b.Delete(ctx, names[i]); err != nil {
+					errs[w] = fmt.Errorf("delete %d objects: %w", len(names), err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
