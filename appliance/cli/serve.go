@@ -27,6 +27,7 @@ const configName = "config.json"
 type serveFlags struct {
 	nbd, nfs, https, portmap, nbdTLS string
 	logSize, mapSize, scoSize        string
+	cacheDir, cacheBytes, cacheRAM   string
 	drain                            time.Duration
 	logLevel                         string
 }
@@ -55,6 +56,9 @@ Who may use the exports: each vPool has a list of client networks (by default th
 	s.StringVar(&f.logSize, "log-size", "", "`SIZE` of the write log (default: 4GiB, or an eighth of a smaller disk)")
 	s.StringVar(&f.mapSize, "map-size", "256MiB", "memory `SIZE` for the block map")
 	s.StringVar(&f.scoSize, "sco-size", "16MiB", "largest `SIZE` of an object on a backend")
+	s.StringVar(&f.cacheDir, "cache-dir", "", "`DIR`, on an SSD, of the read cache of vPools whose backend is remote (default: DIR/cache)")
+	s.StringVar(&f.cacheBytes, "cache-bytes", "", "`SIZE` of that cache on the SSD, 0 for none (default: an eighth of the disk, at most 64GiB)")
+	s.StringVar(&f.cacheRAM, "cache-ram", "256MiB", "memory `SIZE` of that cache, 0 for none")
 	s.DurationVar(&f.drain, "drain-time", 30*time.Second, "how long a stop may take")
 	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return c
@@ -101,6 +105,22 @@ func (e *env) serverConfig(cmd *cobra.Command, f *serveFlags) (server.Config, er
 		}
 		*s.into = n
 	}
+	for _, s := range []struct {
+		flag, text string
+		into       *int64
+	}{{"cache-bytes", f.cacheBytes, &cfg.CacheBytes}, {"cache-ram", f.cacheRAM, &cfg.CacheRAM}} {
+		if s.text == "" {
+			continue
+		}
+		n, err := bytesize.Parse(s.text)
+		if err != nil {
+			return cfg, usage("--%s: %v", s.flag, err)
+		}
+		if *s.into = n; n == 0 {
+			*s.into = -1 // none
+		}
+	}
+	cfg.CacheDir = f.cacheDir
 	return cfg, nil
 }
 

@@ -29,6 +29,7 @@ type OpenBackend func(b state.Backend) (backend.Backend, error)
 type Pools struct {
 	driver *volumedriver.Driver
 	open   OpenBackend
+	cached *ReadCache
 	log    *slog.Logger
 
 	mu    sync.Mutex // guards pools and away
@@ -38,9 +39,9 @@ type Pools struct {
 
 const awayRetry = 5 * time.Second
 
-// NewPools wires the set, empty.
-func NewPools(driver *volumedriver.Driver, open OpenBackend, log *slog.Logger) *Pools {
-	return &Pools{driver: driver, open: open, log: log, pools: make(map[uuid.UUID]backend.Backend), away: make(map[uuid.UUID]state.VPool)}
+// NewPools wires the set, empty. Without a read cache backends are used as they are.
+func NewPools(driver *volumedriver.Driver, open OpenBackend, cached *ReadCache, log *slog.Logger) *Pools {
+	return &Pools{driver: driver, open: open, cached: cached, log: log, pools: make(map[uuid.UUID]backend.Backend), away: make(map[uuid.UUID]state.VPool)}
 }
 
 // Run opens, as soon as they are there, the backends that were away, until ctx ends.
@@ -110,6 +111,7 @@ func (p *Pools) addLocked(ctx context.Context, pool state.VPool) error {
 		p.driver.PoolAway(pool.ID, err)
 		return err
 	}
+	b = p.cached.Wrap(pool.ID, pool.Backend, b)
 	delete(p.away, pool.ID)
 	p.pools[pool.ID] = b
 	p.driver.AddPool(pool.ID, b)

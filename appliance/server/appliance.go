@@ -6,6 +6,7 @@
 //	DATA/log/ DATA/map/  the volume driver's log and block map
 //	DATA/lost.json       volumes whose log or map is gone and that no rebuild has settled yet (lost.go)
 //	DATA/ledger.json     how far the log was, for a rebuild to say what is lost with it
+//	DATA/cache/          the read cache of vPools whose backend is remote
 //	DATA/backend/NAME    local backends of vPools that name no other place
 //	DATA/tls/            CA and server certificate          DATA/admin.token  the administrator's API token
 //	DATA/varve.sock      API for local programs             DATA/nbd.sock     NBD for local programs
@@ -52,6 +53,7 @@ import (
 	"varve/volumedriver"
 	"varve/volumedriver/backend"
 	"varve/volumedriver/backend/local"
+	"varve/volumedriver/cache"
 	"varve/volumedriver/vfs"
 )
 
@@ -86,6 +88,7 @@ type base struct {
 	driver  *volumedriver.Driver
 	volumes *exports.Volumes
 	pools   *exports.Pools
+	cache   *exports.ReadCache
 	engine  *exports.Engine
 	vpools  *vpool.Controller
 	vdisks  *vdisk.Controller
@@ -162,12 +165,31 @@ func (b *base) open(ctx context.Context, guard bool) error {
 		return fmt.Errorf("open volume driver: %w", err)
 	}
 	b.volumes = exports.NewVolumes(b.raft, store, b.driver, b.raft.ID(), lost)
-	b.pools = exports.NewPools(b.driver, openBackend, named("vpool"))
+	b.cache = exports.NewReadCache(b.cacheConfig, named("cache"))
+	b.pools = exports.NewPools(b.driver, openBackend, b.cache, named("vpool"))
 	b.engine = exports.NewEngine(store, b.volumes)
 	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Engine: b.pools, Log: named("vpool")})
 	b.vdisks = vdisk.New(vdisk.Config{Raft: b.raft, Store: store, Engine: b.engine, Log: named("vdisk")})
 	b.nodes = node.New(b.raft, store, b.raft.ID())
 	return nil
+}
+
+// cacheConfig sizes the read cache. On the disk it takes an eighth, of what is free at most half, and 64 GiB at most, unless told
+// otherwise.
+func (b *base) cacheConfig() (cache.Config, error) {
+	c := cache.Config{FS: vfs.OS(), Dir: b.cfg.CacheDir, Bytes: max(0, b.cfg.CacheBytes), RAMBytes: max(0, b.cfg.CacheRAM), KeepWrites: true,
+		Log: b.cfg.Log.With("component", component(b.raft.Cluster(), b.raft.ID(), "cache")), Metrics: b.metrics}
+	if b.cfg.CacheBytes == 0 {
+		if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+			return c, err
+		}
+		total, free, err := vfs.OS().Space(c.Dir)
+		if err != nil {
+			return c, err
+		}
+		c.Bytes = cacheBytes(total, free)
+	}
+	return c, nil
 }
 
 // close takes down what open made, newest first. Nothing uses it any more.
@@ -179,7 +201,7 @@ func (b *base) close() error {
 		}
 	}
 	if b.pools != nil {
-		errs = append(errs, b.pools.Close())
+		errs = append(errs, b.pools.Close(), b.cache.Close())
 	}
 	if b.raft != nil {
 		errs = append(errs, b.raft.Close())

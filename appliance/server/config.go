@@ -22,9 +22,15 @@ type Config struct {
 
 	NBDTLS string // off, optional or required
 
-	LogBytes  int64 // 4 GiB, or an eighth of the disk if that is less
-	MapBytes  int64 // 256 MiB
-	SCOBytes  int64 // 16 MiB
+	LogBytes int64 // 4 GiB, or an eighth of the disk if that is less
+	MapBytes int64 // 256 MiB
+	SCOBytes int64 // 16 MiB
+
+	// The read cache of vPools whose backend is remote; it takes nothing while there is none. Below 0: none.
+	CacheDir   string // Data/cache
+	CacheBytes int64  // on the disk; an eighth of it
+	CacheRAM   int64  // 256 MiB
+
 	DrainTime time.Duration
 
 	Version string
@@ -43,6 +49,10 @@ const (
 	mapBytesDef  = 256 << 20
 	scoBytesMin  = 1 << 20
 	scoBytesDef  = 16 << 20
+	cacheMin     = 64 << 20
+	cacheDef     = 64 << 30
+	cacheRAMMin  = 1 << 20
+	cacheRAMDef  = 256 << 20
 )
 
 // Names of files below Data.
@@ -57,6 +67,7 @@ const (
 	ledgerName    = "ledger.json"
 	controlName   = "control"
 	backendName   = "backend"
+	cacheName     = "cache"
 )
 
 // APISocket is where the appliance on a data directory answers the CLI.
@@ -123,6 +134,18 @@ func (c Config) withDefaults() (Config, error) {
 				fmt.Sprintf("give %d to %d bytes", s.min, s.max)}
 		}
 	}
+	if c.CacheDir == "" {
+		c.CacheDir = filepath.Join(c.Data, cacheName)
+	}
+	if c.CacheBytes > 0 && c.CacheBytes < cacheMin {
+		return c, &UsageError{fmt.Sprintf("--cache-bytes %d is too little", c.CacheBytes), fmt.Sprintf("give at least %d, or 0 for none", cacheMin)}
+	}
+	if c.CacheRAM == 0 {
+		c.CacheRAM = cacheRAMDef
+	}
+	if c.CacheRAM > 0 && c.CacheRAM < cacheRAMMin {
+		return c, &UsageError{fmt.Sprintf("--cache-ram %d is too little", c.CacheRAM), fmt.Sprintf("give at least %d, or 0 for none", cacheRAMMin)}
+	}
 	if c.DrainTime == 0 {
 		c.DrainTime = 30 * time.Second
 	}
@@ -139,4 +162,13 @@ func (c Config) withDefaults() (Config, error) {
 func logBytes(diskTotal uint64) int64 {
 	n := int64(min(diskTotal/8, logBytesDef)) / segmentBytes * segmentBytes
 	return max(n, logBytesMin)
+}
+
+// cacheBytes is the read cache's size on the disk where none was asked for.
+func cacheBytes(diskTotal, diskFree uint64) int64 {
+	n := int64(min(diskTotal/8, diskFree/2, cacheDef))
+	if n < cacheMin {
+		return 0
+	}
+	return n
 }

@@ -1,15 +1,22 @@
-// Package pki keeps the cluster's internal certificate authority and this node's server certificate.
+// Package pki keeps the cluster's internal certificate authority, this node's server certificate and its node certificate.
 //
-//	DIR/ca.key      the authority's key; never leaves the node
-//	DIR/ca.crt      its certificate: what clients pin
+//	DIR/ca.key      the authority's key: on masters alone
+//	DIR/ca.crt      its certificate: what clients pin, and what a join token names by hash
 //	DIR/server.pem  the server's key and certificate in one file, so that they always belong together
+//	DIR/node.pem    the same for the node port
 //
 // ECDSA P-256. The server's certificate lives 397 days, is renewed at two thirds of that without a restart, and is made anew
-// when it does not cover a host name any more.
+// when it does not cover a host name any more. The node's lives 90 days and names node and cluster:
+//
+//	DNS NODE-UUID, URI varve://CLUSTER-UUID/NODE-UUID        for both ends of a connection
+//
+// A node without the authority's key has its requests signed by one with it (Config.Sign, cluster's RPC); keys never travel
+// for that. Both certificates are renewed by Renew; until it has worked the old ones stay in use.
 package pki
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -27,12 +34,15 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
 	"varve/control/durable"
 )
 
 const (
 	caLife     = 10 * 365 * 24 * time.Hour
 	serverLife = 397 * 24 * time.Hour
+	nodeLife   = 90 * 24 * time.Hour
 	skew       = time.Hour // a client's clock may be behind
 )
 
@@ -42,17 +52,22 @@ type Config struct {
 	Name  string // of the cluster, in the authority's subject
 	Hosts []string
 	Now   func() time.Time
+	// Cluster and Node are for the node's certificate; without them there is none.
+	Cluster, Node uuid.UUID
+	// Sign has a request signed by a node that has the authority's key, for one that has not.
+	Sign func(ctx context.Context, r Request) (der []byte, err error)
 }
 
-// Server holds the authority and the present certificate.
+// Server holds the authority and the present certificates.
 type Server struct {
-	cfg   Config
-	ca    *x509.Certificate
-	caKey *ecdsa.PrivateKey
+	cfg Config
+	ca  *x509.Certificate
 
-	// mu guards cert.
-	mu   sync.Mutex
-	cert *tls.Certificate
+	// mu guards what is below.
+	mu    sync.Mutex
+	caKey *ecdsa.PrivateKey // nil on a node that has it not
+	cert  *tls.Certificate
+	node  *tls.Certificate
 }
 
 // Open loads the files or makes them in a directory that has none.
@@ -69,6 +84,11 @@ func Open(cfg Config) (*Server, error) {
 	}
 	if err := s.loadServer(); err != nil {
 		return nil, err
+	}
+	if cfg.Node != uuid.Nil {
+		if err := s.loadNode(); err != nil {
+			return nil, err
+		}
 	}
 	return s, nil
 }
@@ -97,7 +117,7 @@ func (s *Server) TLS() *tls.Config {
 func (s *Server) certificate() (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.due(s.cert.Leaf) {
+	if !s.due(s.cert.Leaf) || s.caKey == nil { // then Renew does it
 		return s.cert, nil
 	}
 	cert, err := s.issue()
@@ -130,6 +150,13 @@ func (s *Server) loadCA() error {
 	switch {
 	case errors.Is(crtErr, fs.ErrNotExist):
 		return s.makeCA() // the key alone is what a crash in makeCA leaves; nobody has pinned it
+	case errors.Is(keyErr, fs.ErrNotExist) && crtErr == nil && s.cfg.Sign != nil:
+		ca, err := parseCert(crt)
+		if err != nil || !ca.IsCA {
+			return fmt.Errorf("ca.crt is not an authority's certificate: %w", err)
+		}
+		s.ca = ca
+		return nil
 	case keyErr != nil || crtErr != nil:
 		return fmt.Errorf("load certificate authority (restore it, or remove ca.crt to make a new one): %w", errors.Join(keyErr, crtErr))
 	}
@@ -183,13 +210,25 @@ func (s *Server) makeCA() error {
 	return nil
 }
 
+// load gives a pair of the last run if the authority has signed it.
+func (s *Server) load(file string) (*tls.Certificate, bool) {
+	b, err := os.ReadFile(filepath.Join(s.cfg.Dir, file))
+	if err != nil {
+		return nil, false
+	}
+	cert, err := tls.X509KeyPair(b, b)
+	if err != nil || cert.Leaf.CheckSignatureFrom(s.ca) != nil {
+		return nil, false
+	}
+	return &cert, true
+}
+
 // loadServer takes the certificate of the last run if it still serves, else makes one.
 func (s *Server) loadServer() error {
-	if b, err := os.ReadFile(filepath.Join(s.cfg.Dir, "server.pem")); err == nil {
-		if cert, err := tls.X509KeyPair(b, b); err == nil && cert.Leaf.CheckSignatureFrom(s.ca) == nil && !s.due(cert.Leaf) {
-			s.cert = &cert
-			return nil
-		}
+	cert, ok := s.load(serverFile)
+	if ok && (!s.due(cert.Leaf) || s.caKey == nil) {
+		s.cert = cert
+		return nil
 	}
 	cert, err := s.issue()
 	s.cert = cert
@@ -197,40 +236,33 @@ func (s *Server) loadServer() error {
 }
 
 func (s *Server) issue() (*tls.Certificate, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("make server key: %w", err)
+	if s.caKey == nil {
+		return nil, errors.New("server.pem is missing and this node has no authority's key to make one: join the cluster again")
 	}
-	serial, err := newSerial()
+	key, r, err := NewRequest(ForServer, s.cfg.Node, s.cfg.Hosts)
 	if err != nil {
 		return nil, err
 	}
-	now := s.cfg.Now()
-	t := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{Organization: []string{"Varve"}, CommonName: "varve"},
-		NotBefore: now.Add(-skew), NotAfter: now.Add(serverLife), KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	for _, h := range s.cfg.Hosts {
-		if ip := net.ParseIP(h); ip != nil {
-			t.IPAddresses = append(t.IPAddresses, ip)
-		} else {
-			t.DNSNames = append(t.DNSNames, h)
-		}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, t, s.ca, key.Public(), s.caKey)
+	der, err := s.signLocked(r)
 	if err != nil {
-		return nil, fmt.Errorf("make server certificate: %w", err)
+		return nil, err
 	}
+	return s.keep(serverFile, key, der)
+}
+
+// keep writes a pair and loads it.
+func (s *Server) keep(file string, key *ecdsa.PrivateKey, der []byte) (*tls.Certificate, error) {
 	keyPEM, err := encodeKey(key)
 	if err != nil {
 		return nil, err
 	}
 	both := append(keyPEM, encodeCert(der)...)
-	if err := durable.Replace(s.cfg.Dir, "server.pem", both, 0o600); err != nil {
+	if err := durable.Replace(s.cfg.Dir, file, both, 0o600); err != nil {
 		return nil, err
 	}
 	cert, err := tls.X509KeyPair(both, both)
 	if err != nil {
-		return nil, fmt.Errorf("load server certificate: %w", err)
+		return nil, fmt.Errorf("load %s: %w", file, err)
 	}
 	return &cert, nil
 }

@@ -167,7 +167,7 @@ func (n *Node) ApplyAs(ctx context.Context, id uuid.UUID, cmd state.Command) (st
 		return state.Result{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	start := n.cfg.Now()
-	entry, err := state.Encode(cmd, id, state.Time(start.UnixNano()))
+	entry, err := state.EncodeAfter(cmd, id, state.Time(start.UnixNano()), n.seen())
 	if err != nil {
 		return state.Result{}, err
 	}
@@ -292,4 +292,11 @@ func (n *Node) atLeader(ctx context.Context, f func(context.Context, uuid.UUID) 
 			pause = min(2*pause, retryPauseMax)
 		}
 	}
+}
+
+// seen is the index of the last command that this node has applied.
+func (n *Node) seen() uint64 {
+	n.fsm.mu.Lock()
+	defer n.fsm.mu.Unlock()
+	return n.fsm.applied
 }

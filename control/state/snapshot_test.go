@@ -28,8 +28,26 @@ func busy(t testing.TB) *machine {
 	m.must(&SetDomain{ID: m.id(), Name: "rack-1"})
 	m.must(&PublishEvents{Events: []NewEvent{m.event("volume_create"), m.event("volume_resize")}})
 	m.must(&MoveCursor{Name: "reader", Seq: 1})
+	busyTasks(m)
 	m.must(m.rename(d.Ino, "disk 7 é <&>\u2028.raw", RootIno, "seven"))
 	return m
+}
+
+// busyTasks puts rows into the tables around tasks.
+func busyTasks(m *machine) {
+	for _, o := range []Outcome{OutcomeSucceeded, OutcomeFailed, OutcomeRetry} {
+		id, _ := m.submit(TaskSpec{Type: "x", Args: []byte(`{"a":"<é>"}`)})
+		lease, err := m.start(id)
+		if err != nil || m.finish(id, lease, o) != nil {
+			m.t.Fatal(err)
+		}
+	}
+	m.must(&SetSchedule{Name: "own", Scope: ScopeOfCluster(), Spec: ScheduleSpec{Cron: "@daily", Task: "x", Args: []byte(`{}`)}})
+	m.must(&DispatchSchedule{Name: "own", Scope: ScopeOfCluster(), Due: 9})
+	m.must(&SetPolicy{Scope: ScopeOfCluster(), Spec: PolicySpec{Retention: &Retention{Last: 3}}})
+	m.must(&SetConfig{Key: "k", Value: "v"})
+	m.must(&SetBranding{ID: m.id(), Name: "ours", Product: "Ours"})
+	m.must(&SetSink{ID: m.id(), Spec: SinkSpec{Name: "s", Kind: SinkAMQP, URL: "amqp://h", Sealed: []byte{1, 2}}})
 }
 
 func TestSnapshotRestore(t *testing.T) {

@@ -384,11 +384,11 @@ func (t *tx) leased(id, lease uuid.UUID) (Task, error) {
 	return row, nil
 }
 
-// ReportTask is a worker's word on how far it is. A Step that is not the present one ends that one.
+// ReportTask is a worker's word on how far it is. Steps are those it began since its last word; each ends the one before.
 type ReportTask struct {
 	ID         uuid.UUID       `json:"id"`
 	Lease      uuid.UUID       `json:"lease"`
-	Step       string          `json:"step,omitempty"`
+	Steps      []TaskStep      `json:"steps,omitempty"`
 	Done       int64           `json:"done,omitempty"`
 	Total      int64           `json:"total,omitempty"`
 	Log        []TaskLine      `json:"log,omitempty"`
@@ -407,8 +407,13 @@ func (c *ReportTask) check() error {
 			return err
 		}
 	}
-	if err := checkText(object, c.Step); err != nil {
-		return err
+	if len(c.Steps) > TaskStepsMax {
+		return invalid(object, fmt.Sprintf("%d steps, more than %d", len(c.Steps), TaskStepsMax))
+	}
+	for _, s := range c.Steps {
+		if err := checkText(object, s.Name); err != nil {
+			return err
+		}
 	}
 	return checkJSON(object, "checkpoint", c.Checkpoint, TaskResultBytesMax)
 }
@@ -418,18 +423,27 @@ func (c *ReportTask) apply(t *tx) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	row.Steps = slices.Clone(row.Steps)
-	if n := len(row.Steps); c.Step != "" && (n == 0 || row.Steps[n-1].Name != c.Step || row.Steps[n-1].Ended != 0) && n < TaskStepsMax {
-		row.endStep(t.at)
-		row.Steps = append(row.Steps, TaskStep{Name: c.Step, Started: t.at})
-	}
-	row.addLog(c.Log)
-	row.Done, row.Total, row.Rev = c.Done, c.Total, t.index
-	if len(c.Checkpoint) > 0 {
-		row.Checkpoint = canonical(c.Checkpoint)
-	}
+	row.tell(c)
+	row.Rev = t.index
 	t.put(tTask, &row)
 	return Result{Object: c.ID}, nil
+}
+
+// tell adds a report to a row.
+func (t *Task) tell(r *ReportTask) {
+	t.Steps = slices.Clone(t.Steps)
+	for _, s := range r.Steps {
+		if n := len(t.Steps); n == TaskStepsMax || n > 0 && t.Steps[n-1].Name == s.Name && t.Steps[n-1].Ended == 0 {
+			continue
+		}
+		t.endStep(s.Started)
+		t.Steps = append(t.Steps, TaskStep{Name: s.Name, Started: s.Started})
+	}
+	t.addLog(r.Log)
+	t.Done, t.Total = r.Done, r.Total
+	if len(r.Checkpoint) > 0 {
+		t.Checkpoint = canonical(r.Checkpoint)
+	}
 }
 
 // endStep ends the running step of a row whose steps are its own.
@@ -456,17 +470,15 @@ const (
 	OutcomeRetry     Outcome = "retry"
 )
 
-// FinishTask ends a delivery. The same lease may say so again and changes nothing.
+// FinishTask ends a delivery, with its last report. Uncounted says that the delivery ended for a reason that is not the
+// task's, such as a node that restarts, and does not bring it nearer to its limit.
 type FinishTask struct {
-	ID        uuid.UUID       `json:"id"`
-	Lease     uuid.UUID       `json:"lease"`
+	ReportTask
 	Outcome   Outcome         `json:"outcome"`
-	Done      int64           `json:"done,omitempty"`
-	Total     int64           `json:"total,omitempty"`
-	Log       []TaskLine      `json:"log,omitempty"`
 	Result    json.RawMessage `json:"result,omitempty"`
 	Problem   *Problem        `json:"problem,omitempty"`
 	NotBefore Time            `json:"not_before,omitempty"`
+	Uncounted bool            `json:"uncounted,omitempty"`
 }
 
 func (*FinishTask) kind() (string, int) { return "finish_task", 1 }
@@ -495,8 +507,7 @@ func (c *FinishTask) check() error {
 			}
 		}
 	}
-	report := ReportTask{ID: c.ID, Done: c.Done, Total: c.Total, Log: c.Log}
-	if err := report.check(); err != nil {
+	if err := c.ReportTask.check(); err != nil {
 		return err
 	}
 	return checkJSON(object, "result", c.Result, TaskResultBytesMax)
@@ -507,10 +518,12 @@ func (c *FinishTask) apply(t *tx) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	row.Steps = slices.Clone(row.Steps)
-	row.addLog(c.Log)
+	row.tell(&c.ReportTask)
 	row.Lease, row.Worker, row.Rev = uuid.Nil, uuid.Nil, t.index
 	row.Problem = c.Problem
+	if c.Uncounted {
+		row.Deliveries--
+	}
 	if c.Outcome == OutcomeRetry && !row.Cancel && row.Deliveries < row.deliveries() {
 		row.State, row.NotBefore = TaskQueued, c.NotBefore
 		t.put(tTask, &row)
@@ -525,9 +538,6 @@ func (c *FinishTask) apply(t *tx) (Result, error) {
 		row.State = TaskCancelled
 	default:
 		row.State = TaskFailed
-	}
-	if c.Done != 0 || c.Total != 0 {
-		row.Done, row.Total = c.Done, c.Total
 	}
 	row.Ended = max(t.at, 1)
 	row.endStep(t.at)

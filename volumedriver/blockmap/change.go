@@ -256,7 +256,7 @@ func (sh *shard) put(v *volume, leaf uint64, id uint32, runs []run) bool {
 		sh.move(id, to, runs)
 		return true
 	}
-	v.setBit(leaf)
+	sh.s.setBit(v, leaf)
 	p := sh.slot(to)
 	p.setKey(memoryKey(v.handle, leaf))
 	p.store(runs)

@@ -196,50 +196,49 @@ func (m *image) nothing() *past { return &past{image: m} }
 // at gives generations to read, as of one moment; heads are flushed first. An At with generation 0 is the parent's that the
 // handle was forked from, or nothing.
 func (s *Store) at(ats ...At) (out []*past, m *image, err error) {
-	var lineages [][]At
-	for _, at := range ats {
-		v, err := s.recorded(at.Handle)
-		if err != nil {
-			return nil, nil, err
-		}
-		if at.Gen > v.record.gen || v.view || v.record.headless && at.Gen == v.record.gen {
+	handles := make([]Handle, len(ats))
+	for i, at := range ats {
+		handles[i] = at.Handle
+	}
+	slices.Sort(handles) // the order in which to lock
+	volumes := map[Handle]*volume{}
+	defer func() {
+		for _, v := range volumes {
 			v.mu.Unlock()
-			return nil, nil, fmt.Errorf("generation %d: %w", at.Gen, ErrGeneration)
 		}
-		lineage := v.ancestors
-		if at.Gen > 0 {
-			lineage = append([]At{at}, v.ancestors...)
-		}
-		lineages = append(lineages, lineage)
-		if at.Gen == v.record.gen {
-			if err = s.loadLocked(v); err == nil {
-				err = s.flushLocked(v)
-			}
-			if err == nil && m == nil {
-				m, err = s.newImage() // mu is held: the head as of one moment
-			}
-		}
-		v.mu.Unlock()
+	}()
+	for _, h := range slices.Compact(handles) {
+		v, err := s.recorded(h)
 		if err != nil {
-			return nil, nil, errors.Join(err, m.closeIf())
-		}
-	}
-	if m == nil {
-		if m, err = s.newImage(); err != nil {
 			return nil, nil, err
 		}
+		volumes[h] = v
 	}
-	for _, l := range lineages {
-		out = append(out, &past{image: m, lineage: l})
+	for _, at := range ats {
+		v := volumes[at.Handle]
+		if at.Gen > v.record.gen || v.view || v.record.headless && at.Gen == v.record.gen {
+			return nil, nil, fmt.Errorf("generation %d of volume %d: %w", at.Gen, at.Handle, ErrGeneration)
+		}
+		if at.Gen == v.record.gen {
+			if err := s.loadLocked(v); err != nil {
+				return nil, nil, err
+			}
+			if err := s.flushLocked(v); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	if m, err = s.newImage(); err != nil {
+		return nil, nil, err
+	}
+	for _, at := range ats {
+		lineage := volumes[at.Handle].ancestors
+		if at.Gen > 0 {
+			lineage = append([]At{at}, lineage...)
+		}
+		out = append(out, &past{image: m, lineage: lineage})
 	}
 	return out, m, nil
-}
-
-func (m *image) closeIf() error {
-	if m == nil {
-		return nil
-	}
-	return m.close()
 }
 
 // Changed calls fn, ascending, for the leaves that may differ between two generations of a handle, from < to; to may be the

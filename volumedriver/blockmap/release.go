@@ -29,6 +29,9 @@ func (s *Store) release(h Handle, gen, prev, next uint32) error {
 	if err != nil {
 		return err
 	}
+	if r.headless && next == r.gen {
+		next = 0 // the head was given up since
+	}
 	at := At{h, gen}
 	if err := s.unused(childKey(at, 0)[:9], func(a At) bool { return a == at }); err != nil {
 		return err
@@ -60,7 +63,7 @@ func (s *Store) checkRelease(v *volume, gen, prev, next uint32) (record, error) 
 	defer v.mu.Unlock()
 	r := v.record
 	if v.view || gen == 0 || prev >= gen || gen >= r.gen || next != 0 && next <= gen || next > r.gen ||
-		r.headless && next == r.gen || !r.headless && next == 0 {
+		!r.headless && next == 0 {
 		return r, fmt.Errorf("between %d and %d, current %d: %w", prev, next, r.gen, ErrGeneration)
 	}
 	return r, nil

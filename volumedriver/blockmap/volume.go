@@ -372,9 +372,6 @@ func (s *Store) prepare(v *volume, leaf uint64, grow bool) {
 	s.provide(&pg.unflushed)
 	if v.versioned() {
 		s.provide(&pg.changed)
-		if grow && !pg.present.has(leaf) {
-			s.provide(&pg.fresh)
-		}
 	}
 }
 
@@ -386,12 +383,13 @@ func (s *Store) provide(m *atomic.Pointer[bitmap]) {
 }
 
 // setBit needs the leaf's shard lock, and prepare before.
-func (v *volume) setBit(leaf uint64) {
+func (s *Store) setBit(v *volume, leaf uint64) {
 	p := v.page(leaf)
 	if p.present.has(leaf) {
 		return
 	}
 	if v.versioned() {
+		s.provide(&p.fresh)
 		p.fresh.Load().set(leaf) // first: who sees the leaf must see that it is fresh
 	}
 	p.present.set(leaf)

@@ -14,11 +14,11 @@ import (
 	"varve/volumedriver/seal"
 )
 
-// FrameBlocks is how many blocks are compressed and encrypted together.
-const FrameBlocks = 16
+// MaxFrameBlocks is how many blocks may be compressed and encrypted together.
+const MaxFrameBlocks = 16
 
 const (
-	frameBytes  = FrameBlocks * blockio.BlockSize
+	frameBytes  = MaxFrameBlocks * blockio.BlockSize
 	tagBytes    = 16
 	listsFrame  = 1<<32 - 1
 	aadBytes    = 16 + 8 + 8 + 4 + seal.SaltBytes
@@ -74,20 +74,24 @@ type frames struct {
 	header    int64 // bytes before the data
 	bytes     int64 // of the data
 	blocks    int
-	alignLog2 uint8
+	log2      uint8    // of the blocks in a frame, all but the last
+	alignLog2 uint8    // of the header's size
 	stored    []uint32 // of each frame, the codec in the highest byte; nil: blocks lie directly one after the other
 	off       []uint32 // of each frame from the beginning of the data; set by check
 	seal      *sealer  // nil: not encrypted
 	salt      [seal.SaltBytes]byte
 }
 
-func (f *frames) count() int { return (f.blocks + FrameBlocks - 1) / FrameBlocks }
+func (f *frames) count() int { return (f.blocks + 1<<f.log2 - 1) >> f.log2 }
 
 func (f *frames) end() int64 { return f.header + f.bytes }
 
 func (f *frames) alignUp(n int) int { return (n + 1<<f.alignLog2 - 1) >> f.alignLog2 << f.alignLog2 }
 
-func (f *frames) blocksOf(k int) int { return min(FrameBlocks, f.blocks-k*FrameBlocks) }
+func (f *frames) blocksOf(k int) int { return min(1<<f.log2, f.blocks-k<<f.log2) }
+
+// of gives the frame that holds the block at a position.
+func (f *frames) of(position int) int { return position >> f.log2 }
 
 func (f *frames) flags() byte {
 	switch {
@@ -121,9 +125,6 @@ func (f *frames) check() error {
 		if codec == None && n != plain+tag || codec != None && (n <= tag || n >= plain+tag) {
 			return fmt.Errorf("SCO frame %d of %d bytes in %d: %w", k, plain, n, ErrFormat)
 		}
-		if codec == None && tag == 0 {
-			at = f.alignUp(at)
-		}
 		f.off[k] = uint32(at)
 		at += n
 	}
@@ -135,9 +136,9 @@ func (f *frames) check() error {
 
 // ref describes frame k.
 func (f *frames) ref(k int) FrameRef {
-	r := FrameRef{Number: uint32(k), First: uint32(k * FrameBlocks), Blocks: f.blocksOf(k)}
+	r := FrameRef{Number: uint32(k), First: uint32(k << f.log2), Blocks: f.blocksOf(k)}
 	if f.stored == nil {
-		r.Off, r.Stored = f.header+int64(k)*frameBytes, r.Blocks*blockio.BlockSize
+		r.Off, r.Stored = f.header+int64(k)<<f.log2*blockio.BlockSize, r.Blocks*blockio.BlockSize
 		return r
 	}
 	r.Off, r.Stored, r.Codec = f.header+int64(f.off[k]), int(f.stored[k]&(1<<24-1)), Codec(f.stored[k]>>24)
@@ -174,7 +175,8 @@ var zstdDecoders = sync.Pool{New: func() any {
 // checked here.
 func (f *frames) decode(dst, stored []byte, r FrameRef) error {
 	if len(dst) != r.Blocks*blockio.BlockSize || len(stored) != r.Stored {
-		return fmt.Errorf("frame %d: %d bytes from %d, not %d from %d: %w", r.Number, len(dst), len(stored), r.Blocks*blockio.BlockSize, r.Stored, ErrFormat)
+		return fmt.Errorf("frame %d: %d bytes from %d, not %d from %d: %w", r.Number, len(dst), len(stored),
+			r.Blocks*blockio.BlockSize, r.Stored, ErrFormat)
 	}
 	if f.seal == nil {
 		return decompress(dst, stored, r)

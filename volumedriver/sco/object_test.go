@@ -174,7 +174,7 @@ func TestRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		options := rapid.Custom(func(t *rapid.T) Options {
 			return Options{rapid.SampledFrom([]Codec{None, S2, Zstd}).Draw(t, "codec"), rapid.SampledFrom(keys).Draw(t, "key"),
-				rapid.SampledFrom([]int{0, 1, 8, 512, 4096}).Draw(t, "align")}
+				rapid.SampledFrom([]int{0, 1, 2, 4, 8, 16}).Draw(t, "frame"), rapid.SampledFrom([]int{0, 1, 8, 512, 4096}).Draw(t, "align")}
 		})
 		h := Header{Volume: volume, Epoch: rapid.Uint64().Draw(t, "epoch"), Seq: rapid.Uint64().Draw(t, "seq"),
 			FirstLog: 5, LastLog: 5 + rapid.Uint64Max(1000).Draw(t, "log"), Size: rapid.Uint64().Draw(t, "size"),
@@ -391,7 +391,7 @@ func TestLargest(t *testing.T) {
 		if err != nil || len(parts[0]) > MaxHeaderBytes || h.ObjectBytes() > MaxObjectBytes {
 			t.Fatal(err, len(parts[0]))
 		}
-		if got := h.Table().Bytes(); got > 13*MaxBlocks+4096 {
+		if got := h.Table().Bytes(); got > 17*MaxBlocks {
 			t.Fatalf("table of %d bytes", got)
 		}
 	}
@@ -417,7 +417,7 @@ func TestNonceReuse(t *testing.T) {
 		}
 		return bytes.Join(parts, nil)
 	}
-	b := New(Header{Volume: volume, Epoch: 1, Seq: 1, LastLog: 1}, 48, Options{Key: key})
+	b := New(Header{Volume: volume, Epoch: 1, Seq: 1, LastLog: 1}, 48, Options{Key: key, FrameBlocks: 16})
 	for i := range uint64(48) {
 		p := make([]byte, bs)
 		if err := b.Add(i, p, fill(p, 1, 7)); err != nil {
@@ -432,7 +432,7 @@ func TestNonceReuse(t *testing.T) {
 	}
 	table := src.Table()
 	var other Builder
-	if err := other.Compact(src, 1, Options{Key: key}, func(uint32) bool { return true }, func(p []byte, x uint32) error {
+	if err := other.Compact(src, 1, Options{Key: key, FrameBlocks: 16}, func(uint32) bool { return true }, func(p []byte, x uint32) error {
 		return table.Read(p, x, reader(objects[0]))
 	}); err != nil {
 		t.Fatal(err)
@@ -450,7 +450,7 @@ func TestNonceReuse(t *testing.T) {
 		salts[h.frames.salt] = true
 		for k := range h.frames.count() {
 			f := h.frames.ref(k)
-			// A frame's first 16 bytes of keystream, since all plaintexts are equal: it must never repeat, not within an object either.
+			// A frame's first 16 bytes of keystream, since all plaintexts are equal: it must never repeat, not in an object either.
 			at := string(o[f.Off : f.Off+16])
 			if n, ok := frames[at]; ok {
 				t.Errorf("object %d frame %d: the keystream of object %d", i, k, n)
@@ -566,7 +566,7 @@ func TestUncompressedStaysDirect(t *testing.T) {
 
 // TestRepeatedRandomBlocks: blocks that look random but are equal still compress.
 func TestRepeatedRandomBlocks(t *testing.T) {
-	b := New(Header{Volume: volume, LastLog: 9}, 64, Options{Codec: S2})
+	b := New(Header{Volume: volume, LastLog: 9}, 64, Options{Codec: S2, FrameBlocks: 16})
 	p := make([]byte, bs)
 	crc := fill(p, 3, 1)
 	for i := range uint64(64) {
@@ -584,7 +584,7 @@ func TestLooksRandom(t *testing.T) {
 	p := make([]byte, frameBytes)
 	for kind, want := range []bool{false, false, false, true} {
 		for seed := range uint64(200) {
-			for i := range FrameBlocks {
+			for i := range MaxFrameBlocks {
 				fill(p[i*bs:(i+1)*bs], kind, seed*100+uint64(i))
 			}
 			if looksRandom(p) != want {
@@ -637,7 +637,7 @@ func TestMarksRefused(t *testing.T) {
 // TestAllocations: a length in a header is no reason to allocate.
 func TestAllocations(t *testing.T) {
 	object := sample(t, []uint64{1, 2, 3}, nil)
-	for _, off := range []int{112, 116, 120, 124, 128} {
+	for _, off := range []int{112, 116, 120, 124, 128, 132} {
 		for _, v := range []uint32{1 << 31, 1<<32 - 1, 4096, 1024} {
 			b := bytes.Clone(object[:4096])
 			binary.LittleEndian.PutUint32(b[off:], v)
@@ -757,7 +757,7 @@ func FuzzParseHeader(f *testing.F) {
 // FuzzDecode gives the decoders frames that nobody has made.
 func FuzzDecode(f *testing.F) {
 	p := make([]byte, frameBytes)
-	for i := range FrameBlocks {
+	for i := range MaxFrameBlocks {
 		fill(p[i*bs:(i+1)*bs], 1, uint64(i))
 	}
 	for _, codec := range []Codec{S2, Zstd} {
@@ -765,10 +765,10 @@ func FuzzDecode(f *testing.F) {
 		if err != nil || packed == nil {
 			f.Fatal(codec, err)
 		}
-		f.Add(byte(codec), byte(FrameBlocks), packed)
+		f.Add(byte(codec), byte(MaxFrameBlocks), packed)
 	}
 	f.Fuzz(func(t *testing.T, codec, blocks byte, stored []byte) {
-		r := FrameRef{Stored: len(stored), Blocks: 1 + int(blocks%FrameBlocks), Codec: Codec(1 + codec%2)}
+		r := FrameRef{Stored: len(stored), Blocks: 1 + int(blocks%MaxFrameBlocks), Codec: Codec(1 + codec%2)}
 		dst := make([]byte, r.Blocks*bs+64)
 		if err := new(frames).decode(dst[:r.Blocks*bs:r.Blocks*bs], stored, r); err != nil && !errors.Is(err, ErrFormat) {
 			t.Fatal(err)

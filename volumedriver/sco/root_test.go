@@ -42,7 +42,8 @@ func TestRoot(t *testing.T) {
 			r.Spans = append(r.Spans, RootSpan{from, rapid.Uint64().Draw(t, "epoch"), id("volume")})
 		}
 		for range rapid.IntRange(0, 3).Draw(t, "keys") {
-			r.Keys = append(r.Keys, seal.Wrapped{KeyID: id("key"), Wrapped: rapid.SliceOfN(rapid.Byte(), seal.WrappedBytes, seal.WrappedBytes).Draw(t, "wrapped")})
+			r.Keys = append(r.Keys, seal.Wrapped{KeyID: id("key"),
+				Wrapped: rapid.SliceOfN(rapid.Byte(), seal.WrappedBytes, seal.WrappedBytes).Draw(t, "wrapped")})
 		}
 		b, err := r.Encode()
 		if err != nil {

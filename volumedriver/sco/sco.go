@@ -23,10 +23,11 @@
 // are left keep their indexes and move up, so every entry of every map stays valid and only the object has changed. Extents
 // say both; the look-up is a binary search over them, and none at all while position = index.
 //
-// Positions [16k, 16k+16) make frame k, the unit of compression and encryption: reading one block costs at most 64 KiB. Each
-// frame has its own codec; one that does not shrink by an eighth is stored raw, and one whose bytes look random is not even
-// tried. If all frames are raw and there is no key, there is no frame list: the block at position p begins at
-// header bytes + 4096 p and is read directly.
+// Positions [nk, nk+n) make frame k, the unit of compression and encryption, where n is 1 to 16 blocks: a large frame
+// compresses better, a small one costs less where one block is read (the figures are at DefaultFrameBlocks). Each frame has
+// its own codec; one that does not shrink by an eighth is stored raw, and one whose bytes look random is not even tried. If
+// all frames are raw and there is no key, there is no frame list: the block at position p begins at header bytes + 4096 p
+// and is read directly.
 //
 // Whatever the codec and key, each block's CRC32C of the plaintext is in the header, was computed when the guest wrote the
 // block, went with it through the log, and is checked on every read. Finish refuses a block that does not match.
@@ -37,7 +38,7 @@
 //
 //	header   | "VSCO" 4 | version 2 | kind 1 | flags 1 | header bytes 4 | header crc 4 | volume 16 | epoch 8 | seq 8 |
 //	         | first log 8 | last log 8 | prev epoch 8 | prev seq 8 | size 8 | mod time 8 | created 8 | revert 8 |
-//	         | zeros 4 | extents 4 | blocks 4 | marks 4 | mark bytes 4 | log2 of the alignment 1 | 0 3 | data bytes 8 |
+//	         | zeros 4 | extents 4 | blocks 4 | marks 4 | mark bytes 4 | log2 of the alignment 1 | log2 of n 1 | 0 2 | data bytes 8 |
 //	         | salt 16 | key id 16 | 0 16 |                                                              = 192 bytes, in clear
 //	lists    | zeros   x (lba 8, blocks 8) |            ascending, disjoint, not adjacent
 //	         | extents x (lba 8, blocks 2, index 2) |   ascending, disjoint, LBAs not adjacent
@@ -46,7 +47,7 @@
 //	         | marks   x (seq 8, bytes 2, data) |       ascending by seq
 //	         | tag 16 |                                 only with flag sealed: then the lists are encrypted
 //	         | zeros up to a multiple of the alignment |
-//	data     | frames; a raw one that is not sealed begins at a multiple of the alignment, zeros before it |
+//	data     | frames, one directly after the other; each with a tag 16 at its end if sealed |
 //	footer   | "VEND" 4 | header bytes 4 | seq 8 | object bytes 8 | header crc 4 | crc32c of the 28 bytes before 4 |
 //
 // Flags: 1 sealed, 2 framed; sealed implies framed. Kind 0 is the only one. Codecs: 0 none, 1 S2, 2 zstd. A reader refuses
@@ -95,10 +96,10 @@ const (
 	// MaxLBA bounds block addresses: LBA + blocks <= MaxLBA.
 	MaxLBA = 1 << 48
 	// MaxHeaderBytes bounds the header.
-	MaxHeaderBytes = (fixedBytes + MaxZeros*zeroBytes + MaxBlocks*(extentBytes+4) + MaxBlocks/FrameBlocks*4 +
+	MaxHeaderBytes = (fixedBytes + MaxZeros*zeroBytes + MaxBlocks*(extentBytes+4) + MaxBlocks*4 +
 		MaxMarks*(markBytes+MaxMarkBytes) + tagBytes + MaxAlign - 1) / MaxAlign * MaxAlign
 	// MaxObjectBytes bounds a whole SCO.
-	MaxObjectBytes = MaxHeaderBytes + MaxBlocks*blockio.BlockSize + MaxBlocks/FrameBlocks*(MaxAlign+tagBytes) + FooterBytes
+	MaxObjectBytes = MaxHeaderBytes + MaxBlocks*blockio.BlockSize + MaxBlocks*tagBytes + FooterBytes
 	// FooterBytes is the size of the footer.
 	FooterBytes = 32
 	// MaxAlign is the largest alignment, and what 0 stands for in Options.
@@ -271,7 +272,7 @@ func (h *Header) encode(dst []byte) ([]byte, error) {
 	for _, v := range [...]int{len(h.Zeros), len(h.Extents), len(h.CRC), len(h.Marks), marks} {
 		b = le.AppendUint32(b, uint32(v))
 	}
-	b = append(b, f.alignLog2, 0, 0, 0)
+	b = append(b, f.alignLog2, f.log2, 0, 0)
 	b = le.AppendUint64(b, uint64(f.bytes))
 	b = append(b, f.salt[:]...)
 	b = append(b, h.KeyID[:]...)
@@ -404,10 +405,11 @@ func parse(b []byte) (*Header, []byte, error) {
 	sealed, framed := b[7]&flagSealed != 0, b[7]&flagFramed != 0
 	if zeros > MaxZeros || extents > blocks || blocks > MaxBlocks || marks > MaxMarks || u(136) > MaxObjectBytes ||
 		markSize < marks*markBytes || markSize > marks*(markBytes+MaxMarkBytes) || 1<<(b[132]&31) > MaxAlign || b[132] > 31 ||
-		b[133]|b[134]|b[135] != 0 || u(176)|u(184) != 0 || sealed != (h.KeyID != uuid.Nil) || !sealed && h.frames.salt != [seal.SaltBytes]byte{} {
+		1<<(b[133]&31) > MaxFrameBlocks || b[133] > 31 || b[134]|b[135] != 0 || u(176)|u(184) != 0 ||
+		sealed != (h.KeyID != uuid.Nil) || !sealed && h.frames.salt != [seal.SaltBytes]byte{} {
 		return nil, nil, fmt.Errorf("SCO with %d zero ranges, %d extents, %d blocks, %d marks: %w", zeros, extents, blocks, marks, ErrFormat)
 	}
-	h.frames.header, h.frames.blocks, h.frames.bytes, h.frames.alignLog2 = int64(n), int(blocks), int64(u(136)), b[132]
+	h.frames.header, h.frames.blocks, h.frames.bytes, h.frames.alignLog2, h.frames.log2 = int64(n), int(blocks), int64(u(136)), b[132], b[133]
 	frames := 0
 	if framed {
 		frames = h.frames.count()
@@ -517,7 +519,7 @@ func (h *Header) CheckFooter(b []byte) error {
 	return nil
 }
 
-// Verify checks a whole object: header, length, footer, the padding between frames, and the checksum of every block.
+// Verify checks a whole object: header, length, footer, and the checksum of every block.
 func Verify(object []byte, keys KeySource) (*Header, error) {
 	h, err := Parse(object, keys)
 	if err != nil {
@@ -530,15 +532,10 @@ func Verify(object []byte, keys KeySource) (*Header, error) {
 		return nil, err
 	}
 	plain := make([]byte, frameBytes)
-	end := h.frames.header
 	for k := range h.frames.count() {
 		f := h.frames.ref(k)
-		if !isZero(object[end:f.Off]) {
-			return nil, fmt.Errorf("SCO %d-%d padding before frame %d: %w", h.Epoch, h.Seq, k, ErrFormat)
-		}
-		end = f.Off + int64(f.Stored)
 		p := plain[:f.Blocks*blockio.BlockSize]
-		if err := h.frames.decode(p, object[f.Off:end], f); err != nil {
+		if err := h.frames.decode(p, object[f.Off:f.Off+int64(f.Stored)], f); err != nil {
 			return nil, fmt.Errorf("SCO %d-%d: %w", h.Epoch, h.Seq, err)
 		}
 		for i := range f.Blocks {

@@ -125,7 +125,7 @@ func (t *Table) Direct(index uint32, n int) (off int64, blocks int, ok bool) {
 	if t.frames.stored == nil {
 		return t.base + t.frames.header + int64(position)*blockio.BlockSize, k, true
 	}
-	f := int(position) / FrameBlocks
+	f := t.frames.of(int(position))
 	if !t.frames.direct(f) {
 		return 0, 0, false
 	}
@@ -144,7 +144,7 @@ func (t *Table) Frame(index uint32) (f FrameRef, at int, ok bool) {
 	if !ok {
 		return FrameRef{}, 0, false
 	}
-	f = t.frame(int(position) / FrameBlocks)
+	f = t.frame(t.frames.of(int(position)))
 	return f, int(position - f.First), true
 }
 
@@ -186,7 +186,7 @@ func (t *Table) Read(p []byte, index uint32, read func(p []byte, off int64) erro
 // readFrames reads the blocks from position on, at most readBlocksMax, with one read.
 func (t *Table) readFrames(p []byte, position int, read func(p []byte, off int64) error) error {
 	n := len(p) / blockio.BlockSize
-	first, last := t.frame(position/FrameBlocks), t.frame((position+n-1)/FrameBlocks)
+	first, last := t.frame(t.frames.of(position)), t.frame(t.frames.of(position+n-1))
 	from, to := first.Off, last.Off+int64(last.Stored)
 	skip := position - int(first.First) // blocks of the first frame that are not wanted
 	if t.frames.direct(int(first.Number)) {

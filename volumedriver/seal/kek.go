@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -23,10 +24,9 @@ import (
 
 // KEK is the key encryption key of a vPool.
 type KEK struct {
-	id   uuid.UUID
-	aead cipher.AEAD
-	// secret is kept for a KEK that may still be written to a file, nil otherwise.
-	secret []byte
+	id     uuid.UUID
+	aead   cipher.AEAD
+	secret *[SecretBytes]byte // see Key
 }
 
 // Wrapped is a volume's key as it lies in a root.
@@ -37,20 +37,20 @@ type Wrapped struct {
 
 // NewKEK makes a KEK from random bytes.
 func NewKEK() (*KEK, error) {
-	secret := make([]byte, SecretBytes)
-	if _, err := rand.Read(secret); err != nil {
+	secret := new([SecretBytes]byte)
+	if _, err := rand.Read(secret[:]); err != nil {
 		return nil, fmt.Errorf("make a key encryption key: %w", err)
 	}
 	return newKEK(secret)
 }
 
 // newKEK takes the secret over.
-func newKEK(secret []byte) (*KEK, error) {
-	id, err := hkdf.Key(sha256.New, secret, nil, "varve kek id", 16)
+func newKEK(secret *[SecretBytes]byte) (*KEK, error) {
+	id, err := hkdf.Key(sha256.New, secret[:], nil, "varve kek id", 16)
 	if err != nil {
 		return nil, fmt.Errorf("derive the id of a key encryption key: %w", err)
 	}
-	key, err := hkdf.Key(sha256.New, secret, nil, "varve kek", SecretBytes)
+	key, err := hkdf.Key(sha256.New, secret[:], nil, "varve kek", SecretBytes)
 	if err != nil {
 		return nil, fmt.Errorf("derive a key encryption key: %w", err)
 	}
@@ -71,21 +71,21 @@ func (k *KEK) ID() uuid.UUID { return k.id }
 
 // Erase overwrites the secret. Wrap and Unwrap must not be called any more.
 func (k *KEK) Erase() {
-	clear(k.secret)
-	k.secret, k.aead = nil, nil
+	clear(k.secret[:])
+	k.aead = nil
 }
 
 // String names the KEK without its secret.
-func (k *KEK) String() string { return "kek " + k.id.String() }
+func (k KEK) String() string { return "kek " + k.id.String() }
 
-// GoString is what %#v prints.
-func (k *KEK) GoString() string { return k.String() }
+// Format prints the name whatever the verb; on a copy as well.
+func (k KEK) Format(s fmt.State, _ rune) { io.WriteString(s, k.String()) }
 
 // LogValue is what slog prints.
-func (k *KEK) LogValue() slog.Value { return slog.StringValue(k.id.String()) }
+func (k KEK) LogValue() slog.Value { return slog.StringValue(k.id.String()) }
 
 // MarshalText keeps the secret out of JSON.
-func (k *KEK) MarshalText() ([]byte, error) { return k.id.MarshalText() }
+func (k KEK) MarshalText() ([]byte, error) { return k.id.MarshalText() }
 
 func wrapContext(pool, volume, key uuid.UUID) []byte {
 	return bytes.Join([][]byte{[]byte("varve wrap"), pool[:], volume[:], key[:]}, nil)
@@ -121,10 +121,7 @@ func (k *KEK) Unwrap(pool, volume uuid.UUID, w Wrapped) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("unwrap key %s of volume %s: %w", w.KeyID, volume, ErrWrapped)
 	}
-	defer clear(secret)
-	key := &Key{id: w.KeyID}
-	copy(key.secret[:], secret)
-	return key, nil
+	return &Key{id: w.KeyID, secret: (*[SecretBytes]byte)(secret)}, nil
 }
 
 // KEK names the KEK that wrapped the key.
@@ -175,7 +172,7 @@ func (k *KEK) store(files vfs.FS, name string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, files.Remove(temporary)) }()
-	line := fmt.Appendf(nil, "%s %x %s\n", kekMagic, k.secret, k.id)
+	line := fmt.Appendf(nil, "%s %x %s\n", kekMagic, k.secret[:], k.id)
 	defer clear(line)
 	_, err = f.WriteAt(line, 0)
 	if err == nil {
@@ -224,8 +221,8 @@ func loadKEK(files vfs.FS, name string) (*KEK, error) {
 	if len(fields) != 3 || string(fields[0]) != kekMagic || len(fields[1]) != 2*SecretBytes {
 		return nil, ErrWrapped
 	}
-	secret := make([]byte, SecretBytes)
-	if _, err := hex.Decode(secret, fields[1]); err != nil {
+	secret := new([SecretBytes]byte)
+	if _, err := hex.Decode(secret[:], fields[1]); err != nil {
 		return nil, ErrWrapped
 	}
 	k, err := newKEK(secret)
@@ -270,7 +267,7 @@ func (p Passphrase) Open(passphrase []byte) (*KEK, error) {
 		p.Lanes == 0 || p.Lanes > lanesMax || len(passphrase) == 0 {
 		return nil, errors.New("derive a key encryption key: empty passphrase, or parameters out of range")
 	}
-	k, err := newKEK(argon2.IDKey(passphrase, p.Salt, p.Passes, p.MemoryKiB, p.Lanes, SecretBytes))
+	k, err := newKEK((*[SecretBytes]byte)(argon2.IDKey(passphrase, p.Salt, p.Passes, p.MemoryKiB, p.Lanes, SecretBytes)))
 	if err != nil {
 		return nil, err
 	}

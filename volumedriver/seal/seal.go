@@ -40,6 +40,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 
@@ -72,7 +73,7 @@ var (
 type Key struct {
 	id     uuid.UUID
 	mu     sync.RWMutex
-	secret [SecretBytes]byte
+	secret *[SecretBytes]byte // a pointer, since fmt prints what lies directly in a struct, also in unexported fields
 	erased bool
 }
 
@@ -82,7 +83,7 @@ func NewKey() (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a volume key: %w", err)
 	}
-	k := &Key{id: id}
+	k := &Key{id: id, secret: new([SecretBytes]byte)}
 	if _, err := rand.Read(k.secret[:]); err != nil {
 		return nil, fmt.Errorf("make a volume key: %w", err)
 	}
@@ -134,8 +135,8 @@ func (k *Key) Erase() {
 // String names the key without its secret.
 func (k *Key) String() string { return "key " + k.id.String() }
 
-// GoString is what %#v prints.
-func (k *Key) GoString() string { return k.String() }
+// Format prints the name whatever the verb.
+func (k *Key) Format(s fmt.State, _ rune) { io.WriteString(s, k.String()) }
 
 // LogValue is what slog prints.
 func (k *Key) LogValue() slog.Value { return slog.StringValue(k.id.String()) }
