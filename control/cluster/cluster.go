@@ -106,6 +106,7 @@ type Cluster struct {
 	mu       sync.Mutex
 	node     *raft.Node
 	peers    map[uuid.UUID]string
+	told     map[uuid.UUID]string // what nodes said of themselves since this one started
 	conns    map[*peerConn]struct{}
 	handlers map[string]func(context.Context, net.Conn, uuid.UUID)
 	joined   []time.Time // of join requests, for their rate
@@ -116,7 +117,7 @@ func New(cfg Config) (*Cluster, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Cluster{cfg: cfg, kick: make(chan struct{}, 1), peers: make(map[uuid.UUID]string), conns: make(map[*peerConn]struct{}),
+	c := &Cluster{cfg: cfg, kick: make(chan struct{}, 1), peers: make(map[uuid.UUID]string), told: make(map[uuid.UUID]string), conns: make(map[*peerConn]struct{}),
 		handlers: make(map[string]func(context.Context, net.Conn, uuid.UUID))}
 	c.stream = &stream{c: c, in: newHandOver(cfg.Self.String())}
 	c.rpc, c.joins = newHandOver(cfg.Self.String()), newHandOver(cfg.Self.String())
@@ -222,6 +223,9 @@ func (c *Cluster) care(ctx context.Context) error {
 		if n.State().View().NodeRemoved(c.cfg.Self) {
 			return c.leave(ctx, n)
 		}
+		if n.Leader() == uuid.Nil {
+			c.announce(ctx)
+		}
 		if err := c.keepPeers(n); err != nil {
 			return err
 		}
@@ -244,6 +248,16 @@ func (c *Cluster) care(ctx context.Context) error {
 				c.cfg.Log.Warn("certificates could not be renewed, it is tried again", "err", err,
 					"expires", c.cfg.PKI.NodeExpires())
 			}
+		}
+	}
+}
+
+// announce tells the others where this node is: a leader that knows only its old address cannot reach it, and it can register
+// nothing before that.
+func (c *Cluster) announce(ctx context.Context) {
+	for _, id := range c.Peers() {
+		if _, err := c.ping(ctx, id); err != nil {
+			c.cfg.Log.Debug("a node does not answer", "peer", id, "err", err)
 		}
 	}
 }
@@ -293,6 +307,12 @@ func (c *Cluster) keepPeers(n *raft.Node) error {
 
 // address is where a node's port is.
 func (c *Cluster) address(id uuid.UUID) (string, error) {
+	c.mu.Lock()
+	told := c.told[id]
+	c.mu.Unlock()
+	if told != "" {
+		return told, nil
+	}
 	if n := c.raft(); n != nil {
 		if m, err := n.State().View().Node(id); err == nil && m.Peer != "" {
 			return m.Peer, nil

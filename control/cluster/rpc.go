@@ -36,6 +36,11 @@ type pong struct {
 	Expires time.Time `json:"expires"`
 }
 
+// hello says where who asks is.
+type hello struct {
+	Address string `json:"address"`
+}
+
 type keyAnswer struct {
 	Key []byte `json:"key"`
 }
@@ -95,7 +100,7 @@ func (c *Cluster) ping(ctx context.Context, id uuid.UUID) (pong, error) {
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
 	var p pong
-	err := c.callRaw(ctx, id, "ping", nil, &p)
+	err := c.call(ctx, id, "ping", hello{Address: c.cfg.Advertise}, &p)
 	return p, err
 }
 
@@ -123,7 +128,14 @@ func (c *Cluster) rpcHandler() http.Handler {
 	handle("read-index", 0, func(ctx context.Context, n *raft.Node, _ uuid.UUID, _ []byte) (any, error) {
 		return n.ReadIndex(ctx)
 	})
-	handle("ping", 0, func(_ context.Context, n *raft.Node, _ uuid.UUID, _ []byte) (any, error) {
+	handle("ping", 1<<10, func(_ context.Context, n *raft.Node, from uuid.UUID, body []byte) (any, error) {
+		var h hello
+		if err := json.Unmarshal(body, &h); err != nil {
+			return nil, &state.Error{Err: state.ErrInvalid, Object: "ping", Detail: err.Error()}
+		}
+		c.mu.Lock()
+		c.told[from] = h.Address
+		c.mu.Unlock()
 		return c.pong(n), nil
 	})
 	handle("hashes", 0, func(_ context.Context, n *raft.Node, _ uuid.UUID, _ []byte) (any, error) {
