@@ -273,6 +273,10 @@ func TestFullDisk(t *testing.T) {
 	m.compare(t, s)
 	ok(t, s.Check())
 	closeStore(t, s)
+	s = openStore(t, mem, 0) // also from disk
+	m.compare(t, s)
+	ok(t, s.Check())
+	closeStore(t, s)
 }
 
 // TestConcurrent has one writer for each volume, readers everywhere, checkpoints, clears and volumes that come and go, under the

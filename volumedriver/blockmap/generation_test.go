@@ -562,10 +562,10 @@ func TestGenerations(t *testing.T) {
 	t.Logf("%v, %d evictions", counts, evictions)
 }
 
-// seeds is how many seeds to try: VARVE_MAP_SEEDS, or n.
-func seeds(t *testing.T, n int) int {
+// fromEnv gives the number that the environment has under this name, or n.
+func fromEnv(t *testing.T, name string, n int) int {
 	t.Helper()
-	if v := os.Getenv("VARVE_MAP_SEEDS"); v != "" {
+	if v := os.Getenv(name); v != "" {
 		var err error
 		if n, err = strconv.Atoi(v); err != nil {
 			t.Fatal(err)
@@ -578,7 +578,7 @@ func seeds(t *testing.T, n int) int {
 // checkpoint are applied again, releases repeated; freezes, forks and heads given up happened or did not, with their metadata.
 func TestGenerationsCrash(t *testing.T) {
 	counts := map[string]int{}
-	for seed := range uint64(seeds(t, 40)) {
+	for seed := range uint64(fromEnv(t, "VARVE_MAP_SEEDS", 40)) {
 		w := newWorld(t, seed, 0)
 		w.counts = counts
 		for range 6 {
