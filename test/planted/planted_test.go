@@ -86,6 +86,18 @@ var bugs = []bug{
 		pkg: "./volumedriver", caught: "TestCorruptObject",
 	},
 	{
+		name: "cache without CRC: a cell of the SSD tier is served as it was read",
+		edits: []edit{{"volumedriver/cache/disk.go", "if crc32.Checksum(cell[:cellBytes-4], castagnoli) != binary.LittleEndian.Uint32(t[28:]) {",
+			"if false && crc32.Checksum(cell[:cellBytes-4], castagnoli) != binary.LittleEndian.Uint32(t[28:]) {"}},
+		pkg: "./volumedriver/cache", caught: "TestBitFlipsOnDiskGiveRightBytes",
+	},
+	{
+		name: "cache that trusts its index: a cell is not asked whose it is",
+		edits: []edit{{"volumedriver/cache/disk.go", "if objectHash(t[:16]) != h || binary.LittleEndian.Uint32(t[16:]) != line ||",
+			"if objectHash(t[:16]) != h && false || binary.LittleEndian.Uint32(t[16:]) != line && false ||"}},
+		pkg: "./volumedriver/cache", caught: "TestOldIndexCostsOnlyMisses|TestDiskThatLies",
+	},
+	{
 		name: "unchecked CRC: a block of the log is served as it was read",
 		edits: []edit{{"volumedriver/read.go", "if sco.Checksum(p[j*blockSize:(j+1)*blockSize]) != pl.at[i+j].crc {",
 			"if false && sco.Checksum(p[j*blockSize:(j+1)*blockSize]) != pl.at[i+j].crc {"}},
@@ -132,6 +144,24 @@ var bugs = []bug{
 		name:  "FILE_SYNC lie: a stable WRITE is submitted without FUA and answered FILE_SYNC",
 		edits: []edit{{"gateway/nfs/fileprocs.go", "return blockio.Extend | blockio.FUA", "return blockio.Extend"}},
 		pkg:   "./gateway/nfs", caught: "TestStableWritesSurviveAPowerCut",
+	},
+	{
+		name: "nonce reuse: an SCO that is built again, or compacted, takes the salt that it had",
+		edits: []edit{{"volumedriver/sco/build.go", "if f.salt, err = seal.Salt(); err != nil {",
+			"if f.salt, err = [seal.SaltBytes]byte{1}, nil; err != nil {"}},
+		pkg: "./volumedriver/sco", caught: "TestNonceReuse",
+	},
+	{
+		name: "nonce reuse: the frames of an SCO share a nonce",
+		edits: []edit{{"volumedriver/sco/frame.go", "binary.LittleEndian.PutUint32(x.nonce[:], frame)",
+			"binary.LittleEndian.PutUint32(x.nonce[:], 0)"}},
+		pkg: "./volumedriver/sco", caught: "TestNonceReuse",
+	},
+	{
+		name: "nonce reuse: a stretch of the log takes the keystream of another",
+		edits: []edit{{"volumedriver/seal/log.go", "block, err := k.block(\"log\", salt, ",
+			"block, err := k.block(\"log\", [SaltBytes]byte{}, "}},
+		pkg: "./volumedriver/seal", caught: "TestLogCipher",
 	},
 }
 
