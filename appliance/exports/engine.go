@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,32 +18,59 @@ import (
 	"varve/control/vpool"
 	"varve/volumedriver"
 	"varve/volumedriver/backend"
+	"varve/volumedriver/backend/s3"
 	"varve/volumedriver/blockio"
 )
 
-// OpenBackend opens, and if need be makes, the store that a vPool's spec names.
-type OpenBackend func(b state.Backend) (backend.Backend, error)
+// OpenBackend opens, and if need be makes, the store that a vPool's spec names. k are the credentials of a bucket.
+type OpenBackend func(b state.Backend, k vpool.Keys) (backend.Backend, error)
+
+// KeysOf gives the credentials of a vPool's bucket.
+type KeysOf func(pool uuid.UUID) (vpool.Keys, error)
 
 // Pools holds the opened backends of this process and gives them to the driver. It implements vpool.Engine.
 //
 // A backend that cannot be opened, or that does not hold the vPool's claim (its disk is not mounted), keeps nobody from
 // starting: the vPool's writes go to the log and its state says why, and Run tries again until the backend is there.
+// Run also takes over credentials that another node has changed.
 type Pools struct {
 	driver *volumedriver.Driver
 	open   OpenBackend
+	keys   KeysOf
 	cached *ReadCache
 	log    *slog.Logger
 
-	mu    sync.Mutex // guards pools and away
-	pools map[uuid.UUID]backend.Backend
-	away  map[uuid.UUID]state.VPool
+	opening sync.Mutex // held while a backend is opened, claimed or given up; taken before mu
+	mu      sync.Mutex // guards pools and away; not held over I/O
+	pools   map[uuid.UUID]pool
+	away    map[uuid.UUID]state.VPool
 }
 
-const awayRetry = 5 * time.Second
+// pool is an open backend, as it is and as the driver uses it, with the credentials that it was given last.
+type pool struct {
+	store backend.Backend
+	used  backend.Backend // store, or store behind the read cache
+	keys  vpool.Keys
+}
+
+// rekeyed is a backend whose credentials can be changed while it is used.
+type rekeyed interface{ SetCredentials(s3.Credentials) }
+
+// prober is a backend that knows better than doctor.TryBackend what to try.
+type prober interface {
+	Probe(ctx context.Context) (s3.Verdict, error)
+}
+
+const (
+	awayRetry  = 5 * time.Second
+	openLimit  = 15 * time.Second // a vPool that is not there by then is away
+	probeLimit = 50 * time.Second
+	tryLimit   = 20 * time.Second
+)
 
 // NewPools wires the set, empty. Without a read cache backends are used as they are.
-func NewPools(driver *volumedriver.Driver, open OpenBackend, cached *ReadCache, log *slog.Logger) *Pools {
-	return &Pools{driver: driver, open: open, cached: cached, log: log, pools: make(map[uuid.UUID]backend.Backend), away: make(map[uuid.UUID]state.VPool)}
+func NewPools(driver *volumedriver.Driver, open OpenBackend, keys KeysOf, cached *ReadCache, log *slog.Logger) *Pools {
+	return &Pools{driver: driver, open: open, keys: keys, cached: cached, log: log, pools: make(map[uuid.UUID]pool), away: make(map[uuid.UUID]state.VPool)}
 }
 
 // Run opens, as soon as they are there, the backends that were away, until ctx ends.
@@ -55,81 +84,177 @@ func (p *Pools) Run(ctx context.Context) error {
 		case <-t.C:
 		}
 		p.mu.Lock()
-		for _, pool := range p.away {
-			if p.addLocked(ctx, pool) == nil {
-				p.log.Info("backend is back", "vpool", pool.Name)
+		away, open := slices.Collect(maps.Values(p.away)), slices.Collect(maps.Keys(p.pools))
+		p.mu.Unlock()
+		for _, vp := range away {
+			if p.retry(ctx, vp) {
+				p.log.Info("backend is back", "vpool", vp.Name)
 			}
 		}
-		p.mu.Unlock()
+		for _, id := range open {
+			if err := p.KeysChanged(ctx, id); err != nil {
+				p.log.Warn("credentials of a vpool are not known", "vpool", id, "err", err)
+			}
+		}
 	}
+}
+
+// retry opens a backend that was away, unless it is wanted no more.
+func (p *Pools) retry(ctx context.Context, vp state.VPool) bool {
+	p.opening.Lock()
+	defer p.opening.Unlock()
+	p.mu.Lock()
+	_, wanted := p.away[vp.ID]
+	p.mu.Unlock()
+	return wanted && p.add(ctx, vp) == nil
 }
 
 // Backend implements Backends.
-func (p *Pools) Backend(pool uuid.UUID) (backend.Backend, bool) {
+func (p *Pools) Backend(id uuid.UUID) (backend.Backend, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	b, ok := p.pools[pool]
-	return b, ok
+	b, ok := p.pools[id]
+	return b.used, ok
 }
 
 // ProbeBackend implements vpool.Engine.
-func (p *Pools) ProbeBackend(ctx context.Context, spec state.Backend) (map[string]string, error) {
-	b, err := p.open(spec)
+func (p *Pools) ProbeBackend(ctx context.Context, spec state.Backend, k vpool.Keys) (vpool.Probe, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	b, err := p.open(spec, k)
 	if err != nil {
-		return nil, err
+		return vpool.Probe{}, err
 	}
-	err = doctor.TryBackend(ctx, b)
-	if err := errors.Join(err, b.Close()); err != nil {
-		return nil, err
+	out, err := probe(ctx, b)
+	if cerr := b.Close(); err == nil {
+		err = cerr
 	}
-	return map[string]string{"create-only": "refuses an existing name", "read back": "equal", "list after write": "complete",
-		"delete": "gone"}, nil
+	return out, err
 }
 
-// AddPool implements vpool.Engine. A backend that is away is no error.
-func (p *Pools) AddPool(ctx context.Context, pool state.VPool) error {
+func probe(ctx context.Context, b backend.Backend) (vpool.Probe, error) {
+	if s, ok := b.(prober); ok {
+		v, err := s.Probe(ctx)
+		if err != nil {
+			return vpool.Probe{}, err
+		}
+		out := vpool.Probe{Unsafe: v.Unsafe}
+		for _, check := range slices.Sorted(maps.Keys(v.Findings)) {
+			out.Findings = append(out.Findings, state.Finding{Check: check, Found: v.Findings[check]})
+		}
+		return out, nil
+	}
+	if err := doctor.TryBackend(ctx, b); err != nil {
+		return vpool.Probe{}, err
+	}
+	return vpool.Probe{Findings: []state.Finding{{Check: "create-only", Found: "refuses an existing name"}, {Check: "delete", Found: "gone"},
+		{Check: "list after write", Found: "complete"}, {Check: "read back", Found: "equal"}}}, nil
+}
+
+// TryKeys implements vpool.Engine: credentials must show the vPool's claim, or that there is none.
+func (p *Pools) TryKeys(ctx context.Context, vp state.VPool, k vpool.Keys) error {
+	ctx, cancel := context.WithTimeout(ctx, tryLimit)
+	defer cancel()
+	b, err := p.open(vp.Backend, k)
+	if err != nil {
+		return err
+	}
+	_, err = b.List(ctx, "", "", 1)
+	if cerr := b.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// KeysChanged implements vpool.Engine. A backend that is away takes its credentials when it is opened.
+func (p *Pools) KeysChanged(_ context.Context, id uuid.UUID) error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if _, ok := p.pools[pool.ID]; ok {
+	have, ok := p.pools[id]
+	p.mu.Unlock()
+	s, can := have.store.(rekeyed)
+	if !ok || !can {
 		return nil
 	}
-	if err := p.addLocked(ctx, pool); err != nil {
-		p.log.Error("backend is away: writes stay in the log", "vpool", pool.Name, "err", err)
-		p.away[pool.ID] = pool
+	k, err := p.keys(id)
+	if err != nil {
+		return err
+	}
+	if k == have.keys {
+		return nil
+	}
+	s.SetCredentials(s3.Credentials{AccessKey: k.Access, SecretKey: k.Secret})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now, ok := p.pools[id]; ok && now.store == have.store {
+		now.keys = k
+		p.pools[id] = now
 	}
 	return nil
 }
 
-func (p *Pools) addLocked(ctx context.Context, pool state.VPool) error {
-	b, err := p.open(pool.Backend)
+// AddPool implements vpool.Engine. A backend that is away is no error.
+func (p *Pools) AddPool(ctx context.Context, vp state.VPool) error {
+	p.opening.Lock()
+	defer p.opening.Unlock()
+	if _, ok := p.Backend(vp.ID); ok {
+		return nil
+	}
+	if err := p.add(ctx, vp); err != nil {
+		p.log.Error("backend is away: writes stay in the log", "vpool", vp.Name, "err", err)
+		p.mu.Lock()
+		p.away[vp.ID] = vp
+		p.mu.Unlock()
+	}
+	return nil
+}
+
+// add opens a backend. opening is held.
+func (p *Pools) add(ctx context.Context, vp state.VPool) error {
+	ctx, cancel := context.WithTimeout(ctx, openLimit)
+	defer cancel()
+	b, k, err := p.openPool(vp)
 	if err == nil {
-		if err = p.driver.Claim(ctx, pool.ID, b); err != nil {
+		if err = p.driver.Claim(ctx, vp.ID, b); err != nil {
 			err = errors.Join(err, b.Close())
 		}
 	}
 	if err != nil {
-		p.driver.PoolAway(pool.ID, err)
+		p.driver.PoolAway(vp.ID, err)
 		return err
 	}
-	b = p.cached.Wrap(pool.ID, pool.Backend, b)
-	delete(p.away, pool.ID)
-	p.pools[pool.ID] = b
-	p.driver.AddPool(pool.ID, b)
+	used := p.cached.Wrap(vp.ID, vp.Backend, b)
+	p.mu.Lock()
+	delete(p.away, vp.ID)
+	p.pools[vp.ID] = pool{b, used, k}
+	p.mu.Unlock()
+	p.driver.AddPool(vp.ID, used)
 	return nil
+}
+
+func (p *Pools) openPool(vp state.VPool) (b backend.Backend, k vpool.Keys, err error) {
+	if vp.Backend.Kind == state.BackendS3 {
+		if k, err = p.keys(vp.ID); err != nil {
+			return nil, k, fmt.Errorf("credentials of vPool %s: %w", vp.Name, err)
+		}
+	}
+	b, err = p.open(vp.Backend, k)
+	return b, k, err
 }
 
 // RemovePool implements vpool.Engine.
 func (p *Pools) RemovePool(_ context.Context, id uuid.UUID) error {
+	p.opening.Lock()
+	defer p.opening.Unlock()
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	delete(p.away, id)
 	b, ok := p.pools[id]
+	delete(p.pools, id)
+	p.mu.Unlock()
 	if !ok {
 		return nil
 	}
-	delete(p.pools, id)
 	p.driver.RemovePool(id)
-	return b.Close()
+	return b.used.Close()
 }
 
 // Space implements vpool.Engine. Stored is not known: it would take a walk through the whole backend.
@@ -152,7 +277,7 @@ func (p *Pools) Close() error {
 	defer p.mu.Unlock()
 	var errs []error
 	for id, b := range p.pools {
-		errs = append(errs, b.Close())
+		errs = append(errs, b.used.Close())
 		delete(p.pools, id)
 	}
 	return errors.Join(errs...)

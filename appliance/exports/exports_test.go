@@ -72,7 +72,7 @@ func openBox(t *testing.T, dir string, lost ...uuid.UUID) *box {
 	}
 	store := b.raft.State()
 	b.volumes = NewVolumes(b.raft, store, b.driver, b.raft.ID(), b.lost)
-	b.pools = NewPools(b.driver, func(s state.Backend) (backend.Backend, error) { return local.Open(vfs.OS(), s.Dir) }, nil, silence)
+	b.pools = NewPools(b.driver, func(s state.Backend, _ vpool.Keys) (backend.Backend, error) { return local.Open(vfs.OS(), s.Dir) }, nil, nil, silence)
 	b.engine = NewEngine(store, b.volumes)
 	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Engine: b.pools})
 	b.vdisks = vdisk.New(vdisk.Config{Raft: b.raft, Store: store, Engine: b.engine})
@@ -501,7 +501,7 @@ func TestBackendAway(t *testing.T) {
 	}
 	defer d.Close()
 	away := errors.New("not mounted")
-	p := NewPools(d, func(state.Backend) (backend.Backend, error) { return nil, away }, nil, slog.New(slog.DiscardHandler))
+	p := NewPools(d, func(state.Backend, vpool.Keys) (backend.Backend, error) { return nil, away }, nil, nil, slog.New(slog.DiscardHandler))
 	defer p.Close()
 	pool := state.VPool{ID: uuid.New(), Name: "fast"}
 	if err := p.AddPool(ctx, pool); err != nil {
@@ -510,7 +510,7 @@ func TestBackendAway(t *testing.T) {
 	if h := d.PoolHealth(pool.ID); h.Err == "" {
 		t.Error("the vPool's state does not say that its backend is away")
 	}
-	p.open = func(state.Backend) (backend.Backend, error) { return backendtest.NewMem(), nil }
+	p.open = func(state.Backend, vpool.Keys) (backend.Backend, error) { return backendtest.NewMem(), nil }
 	if err := p.AddPool(ctx, pool); err != nil {
 		t.Fatal(err)
 	}

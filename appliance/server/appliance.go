@@ -7,6 +7,7 @@
 //	DATA/lost.json       volumes whose log or map is gone and that no rebuild has settled yet (lost.go)
 //	DATA/ledger.json     how far the log was, for a rebuild to say what is lost with it
 //	DATA/cache/          the read cache of vPools whose backend is remote
+//	DATA/secrets.key     the key that seals credentials in control's state (package control/secrets)
 //	DATA/backend/NAME    local backends of vPools that name no other place
 //	DATA/tls/            CA and server certificate          DATA/admin.token  the administrator's API token
 //	DATA/varve.sock      API for local programs             DATA/nbd.sock     NBD for local programs
@@ -47,12 +48,14 @@ import (
 	"varve/control/api"
 	"varve/control/node"
 	"varve/control/raft"
+	"varve/control/secrets"
 	"varve/control/state"
 	"varve/control/vdisk"
 	"varve/control/vpool"
 	"varve/volumedriver"
 	"varve/volumedriver/backend"
 	"varve/volumedriver/backend/local"
+	"varve/volumedriver/backend/s3"
 	"varve/volumedriver/cache"
 	"varve/volumedriver/vfs"
 )
@@ -87,12 +90,15 @@ type base struct {
 	raft    *raft.Node
 	driver  *volumedriver.Driver
 	volumes *exports.Volumes
+	secrets *secrets.Store
 	pools   *exports.Pools
 	cache   *exports.ReadCache
 	engine  *exports.Engine
 	vpools  *vpool.Controller
 	vdisks  *vdisk.Controller
 	nodes   *node.Controller
+
+	openBackend exports.OpenBackend
 }
 
 // openData makes and locks the data directory.
@@ -110,24 +116,34 @@ func openData(cfg Config) (io.Closer, error) {
 	return lock, nil
 }
 
-func openBackend(b state.Backend) (backend.Backend, error) {
-	if b.Kind != state.BackendLocal {
-		return nil, fmt.Errorf("backend kind %q is not known to this version", b.Kind)
+func openBackend(b state.Backend, k vpool.Keys, log *slog.Logger) (backend.Backend, error) {
+	switch b.Kind {
+	case state.BackendLocal:
+		return openLocal(b.Dir)
+	case state.BackendS3:
+		s, err := s3.Open(s3.Config{Endpoint: b.Endpoint, Region: b.Region, Bucket: b.Bucket, Prefix: b.Prefix, CA: []byte(b.CA),
+			Credentials: s3.Credentials{AccessKey: k.Access, SecretKey: k.Secret}, Log: log})
+		if err != nil {
+			return nil, err
+		}
+		return s, nil
 	}
-	if err := os.MkdirAll(b.Dir, 0o700); err != nil {
+	return nil, fmt.Errorf("backend kind %q is not known to this version", b.Kind)
+}
+
+func openLocal(dir string) (backend.Backend, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make backend directory: %w", err)
 	}
-	s, err := local.Open(vfs.OS(), b.Dir)
+	s, err := local.Open(vfs.OS(), dir)
 	if err != nil {
-		return nil, fmt.Errorf("open backend %s: %w", b.Dir, err)
+		return nil, fmt.Errorf("open backend %s: %w", dir, err)
 	}
 	return s, nil
 }
 
 // OpenLocalBackend opens a local backend in a directory, for probes.
-func OpenLocalBackend(dir string) (backend.Backend, error) {
-	return openBackend(state.Backend{Kind: state.BackendLocal, Dir: dir})
-}
+func OpenLocalBackend(dir string) (backend.Backend, error) { return openLocal(dir) }
 
 // open opens control and the driver. guard says whether a lost log or map is an error, as it is for all but a rebuild.
 func (b *base) open(ctx context.Context, guard bool) error {
@@ -166,9 +182,18 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	}
 	b.volumes = exports.NewVolumes(b.raft, store, b.driver, b.raft.ID(), lost)
 	b.cache = exports.NewReadCache(b.cacheConfig, named("cache"))
-	b.pools = exports.NewPools(b.driver, openBackend, b.cache, named("vpool"))
+	keys, err := secrets.OpenKeys(b.cfg.Data)
+	if err != nil {
+		return err
+	}
+	b.secrets = secrets.New(b.raft, store, keys)
+	poolKeys := func(pool uuid.UUID) (vpool.Keys, error) { return vpool.KeysOf(b.secrets, pool) }
+	b.openBackend = func(spec state.Backend, k vpool.Keys) (backend.Backend, error) {
+		return openBackend(spec, k, named("vpool"))
+	}
+	b.pools = exports.NewPools(b.driver, b.openBackend, poolKeys, b.cache, named("vpool"))
 	b.engine = exports.NewEngine(store, b.volumes)
-	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Engine: b.pools, Log: named("vpool")})
+	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Engine: b.pools, Vault: b.secrets, Log: named("vpool")})
 	b.vdisks = vdisk.New(vdisk.Config{Raft: b.raft, Store: store, Engine: b.engine, Log: named("vdisk")})
 	b.nodes = node.New(b.raft, store, b.raft.ID())
 	return nil
@@ -220,8 +245,12 @@ func (b *base) close() error {
 func (b *base) initialise(ctx context.Context, spec state.NodeSpec) error {
 	if _, err := b.nodes.Self(); errors.Is(err, state.ErrNotFound) {
 		if len(b.raft.State().View().VPools()) == 0 {
-			dir := filepath.Join(b.cfg.Data, backendName, DefaultPool)
-			if _, err := b.vpools.Create(ctx, vpool.Spec{Name: DefaultPool, Backend: localURL(dir)}); err != nil {
+			spec := vpool.Spec{Name: DefaultPool, Backend: localURL(filepath.Join(b.cfg.Data, backendName, DefaultPool))}
+			if b.cfg.S3.URL != "" {
+				spec.Backend = b.cfg.S3.URL
+				spec.Keys, spec.CA, spec.AllowUnsafe = b.cfg.S3.Keys, b.cfg.S3.CA, b.cfg.S3.AllowUnsafe
+			}
+			if _, err := b.vpools.Create(ctx, spec); err != nil {
 				return fmt.Errorf("make vPool %s: %w", DefaultPool, err)
 			}
 		}

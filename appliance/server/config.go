@@ -6,6 +6,8 @@ import (
 	"net"
 	"path/filepath"
 	"time"
+
+	"varve/control/vpool"
 )
 
 // Off switches a listener off.
@@ -33,10 +35,22 @@ type Config struct {
 
 	DrainTime time.Duration
 
+	// S3 is where a fresh appliance keeps its vPool default; in a rebuild, the bucket to rebuild from. Without a URL it is a
+	// directory below Data.
+	S3 S3
+
 	Version string
 	Log     *slog.Logger
 	// ControlLog is for raft; nil is Log.
 	ControlLog *slog.Logger
+}
+
+// S3 names a bucket and what opens it.
+type S3 struct {
+	URL         string // s3://bucket/prefix?endpoint=…&region=…
+	Keys        vpool.Keys
+	CA          string // PEM
+	AllowUnsafe bool
 }
 
 // Sizes that a Config may name.

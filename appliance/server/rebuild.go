@@ -147,7 +147,7 @@ func (b *base) poolsToRebuild(ctx context.Context, opt RebuildOptions) ([]state.
 		pools := view.VPools()
 		if len(pools) == 0 {
 			return nil, &UsageError{fmt.Sprintf("%s knows no vPool to rebuild", b.cfg.Data),
-				"name it and its backend: --pool NAME --backend local:///DIR"}
+				"name it and its backend: --pool NAME --backend local:///DIR or s3://…"}
 		}
 		for _, p := range pools {
 			if err := b.mounted(ctx, p); err != nil {
@@ -164,9 +164,9 @@ func (b *base) poolsToRebuild(ctx context.Context, opt RebuildOptions) ([]state.
 			if err != nil {
 				return nil, err
 			}
-			if want != have.Backend {
+			if want.Unsafe, want.CA, want.Node = have.Backend.Unsafe, have.Backend.CA, have.Backend.Node; want != have.Backend {
 				return nil, &state.Error{Err: state.ErrConflict, Object: "vpool " + opt.Pool,
-					Detail: "is known here with the backend " + localURL(have.Backend.Dir), Remedy: "leave --backend out or give another --pool"}
+					Detail: "is known here with the backend " + vpool.URL(have.Backend), Remedy: "leave --backend out or give another --pool"}
 			}
 		}
 		if err := b.mounted(ctx, have); err != nil {
@@ -177,29 +177,46 @@ func (b *base) poolsToRebuild(ctx context.Context, opt RebuildOptions) ([]state.
 		return nil, err
 	case opt.Backend == "":
 		return nil, &state.Error{Err: state.ErrNotFound, Object: "vpool " + opt.Pool, Detail: "not known here",
-			Remedy: "say where its objects are: --backend local:///DIR"}
+			Remedy: "say where its objects are: --backend local:///DIR or s3://…"}
 	}
 	spec, err := vpool.ParseBackend(opt.Backend)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(spec.Dir); err != nil {
+	if err := present(spec); err != nil {
 		return nil, fmt.Errorf("backend of vPool %s: %w", opt.Pool, err)
 	}
-	made, err := b.vpools.Create(ctx, vpool.Spec{Name: opt.Pool, Backend: opt.Backend})
+	made, err := b.vpools.Create(ctx, vpool.Spec{Name: opt.Pool, Backend: opt.Backend, Keys: b.cfg.S3.Keys, CA: b.cfg.S3.CA,
+		AllowUnsafe: b.cfg.S3.AllowUnsafe})
 	if err != nil {
 		return nil, err
 	}
 	return []state.VPool{made.VPool}, nil
 }
 
+// present refuses a directory that is not there, before anything makes it.
+func present(spec state.Backend) error {
+	if spec.Kind != state.BackendLocal {
+		return nil
+	}
+	_, err := os.Stat(spec.Dir)
+	return err
+}
+
 // mounted refuses a backend that holds none of the vPool's volumes. In use it has at least their roots, but the empty
 // directory where its disk is not mounted has nothing, and a rebuild from that would make every volume empty.
 func (b *base) mounted(ctx context.Context, p state.VPool) error {
-	if _, err := os.Stat(p.Backend.Dir); err != nil {
+	if err := present(p.Backend); err != nil {
 		return fmt.Errorf("backend of vPool %s: %w", p.Name, err)
 	}
-	store, err := openBackend(p.Backend)
+	var k vpool.Keys
+	if p.Backend.Kind == state.BackendS3 {
+		var err error
+		if k, err = vpool.KeysOf(b.secrets, p.ID); err != nil {
+			return fmt.Errorf("credentials of vPool %s: %w", p.Name, err)
+		}
+	}
+	store, err := b.openBackend(p.Backend, k)
 	if err != nil {
 		return err
 	}
@@ -208,8 +225,8 @@ func (b *base) mounted(ctx context.Context, p state.VPool) error {
 		return fmt.Errorf("list backend of vPool %s: %w", p.Name, err)
 	}
 	if !holds {
-		return &state.Error{Err: state.ErrConflict, Object: "vpool " + p.Name, Detail: "its backend " + p.Backend.Dir + " holds none of its volumes",
-			Remedy: "mount its disk there, or put the directory back"}
+		return &state.Error{Err: state.ErrConflict, Object: "vpool " + p.Name, Detail: "its backend " + vpool.URL(p.Backend) + " holds none of its volumes",
+			Remedy: "mount its disk there, or put the directory or bucket back"}
 	}
 	return nil
 }

@@ -78,10 +78,28 @@ func (e *Engine) Path(id uuid.UUID) string {
 }
 
 // ProbeBackend implements vpool.Engine.
-func (e *Engine) ProbeBackend(context.Context, state.Backend) (map[string]string, error) {
+func (e *Engine) ProbeBackend(context.Context, state.Backend, vpool.Keys) (vpool.Probe, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return map[string]string{"create-only": "refuses an existing name"}, e.fail["ProbeBackend"]
+	p := vpool.Probe{Findings: []state.Finding{{Check: "create-only", Found: "refuses an existing name"}}}
+	if e.fail["Unsafe"] != nil {
+		p.Unsafe = []string{"create-only"}
+	}
+	return p, e.fail["ProbeBackend"]
+}
+
+// TryKeys implements vpool.Engine.
+func (e *Engine) TryKeys(context.Context, state.VPool, vpool.Keys) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.fail["TryKeys"]
+}
+
+// KeysChanged implements vpool.Engine.
+func (e *Engine) KeysChanged(context.Context, uuid.UUID) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.fail["KeysChanged"]
 }
 
 // AddPool implements vpool.Engine.

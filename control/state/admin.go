@@ -3,10 +3,7 @@ package state
 import (
 	"fmt"
 	"net/netip"
-	"path"
 	"slices"
-	"strings"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 )
@@ -48,6 +45,10 @@ type CreateVPool struct {
 	Mode    uint32    `json:"mode"`
 	UID     uint32    `json:"uid"`
 	GID     uint32    `json:"gid"`
+	// Findings are those of the probe of the backend.
+	Findings []Finding `json:"findings,omitempty"`
+	// Keys are the backend's sealed credentials, of the name S3KeysOf(ID).
+	Keys *SetSecret `json:"keys,omitempty"`
 }
 
 func (*CreateVPool) kind() (string, int) { return "create_vpool", 1 }
@@ -69,27 +70,18 @@ func (c *CreateVPool) check() error {
 	if err := checkClients(object, c.Clients); err != nil {
 		return err
 	}
-	return c.Backend.check(object)
-}
-
-func (b Backend) check(object string) error {
-	switch {
-	case b.Kind != BackendLocal:
-		return &Error{Err: ErrInvalid, Object: object, Detail: "backend kind " + quote(b.Kind) + " is not known",
-			Remedy: "use local:///directory"}
-	case !path.IsAbs(b.Dir) || path.Clean(b.Dir) != b.Dir || b.Dir == "/" || len(b.Dir) > TargetBytesMax || !utf8.ValidString(b.Dir):
-		return &Error{Err: ErrInvalid, Object: object, Detail: "backend directory " + quote(b.Dir) + " is not a clean absolute path",
-			Remedy: "use local:///directory"}
+	if err := checkFindings(object, c.Findings); err != nil {
+		return err
 	}
-	return nil
-}
-
-// Overlaps says whether two backends share storage: the same directory, or one inside the other.
-func (b Backend) Overlaps(o Backend) bool {
-	if b.Kind != o.Kind || b.Node != o.Node {
-		return false
+	if (c.Keys != nil) != (c.Backend.Kind == BackendS3) || c.Keys != nil && c.Keys.Name != S3KeysOf(c.ID) {
+		return invalid(object, "a bucket needs credentials, and only that")
 	}
-	return strings.HasPrefix(b.Dir+"/", o.Dir+"/") || strings.HasPrefix(o.Dir+"/", b.Dir+"/")
+	if c.Keys != nil {
+		if err := c.Keys.check(); err != nil {
+			return err
+		}
+	}
+	return c.Backend.Check(object)
 }
 
 func checkClients(object string, clients []string) error {
@@ -116,10 +108,15 @@ func (c *CreateVPool) apply(t *tx) (Result, error) {
 		case p.Backend.Overlaps(c.Backend):
 			return Result{}, &Error{Err: ErrConflict, Object: "vpool " + quote(c.Name),
 				Detail: "its backend overlaps that of another vpool",
-				By:     []string{p.Name}, Remedy: "give every vpool a directory of its own"}
+				By:     []string{p.Name}, Remedy: "give every vpool a directory or prefix of its own"}
 		}
 	}
-	p := &VPool{ID: c.ID, Name: c.Name, FSID: FSIDOf(c.ID), Backend: c.Backend, Clients: slices.Clone(c.Clients),
+	if c.Keys != nil {
+		if _, err := c.Keys.apply(t); err != nil {
+			return Result{}, err
+		}
+	}
+	p := &VPool{ID: c.ID, Name: c.Name, FSID: FSIDOf(c.ID), Backend: c.Backend, Findings: slices.Clone(c.Findings), Clients: slices.Clone(c.Clients),
 		Class: ClassNone, NextIno: RootIno + 1, Inodes: 1, Created: t.at, Rev: t.index}
 	copy(p.Key[:], c.Key)
 	t.put(tVPool, p)
@@ -177,6 +174,10 @@ func (c *DeleteVPool) apply(t *tx) (Result, error) {
 	if n := t.DoomedOf(p.FSID); n > 0 {
 		return Result{}, &Error{Err: ErrConflict, Object: "vpool " + quote(p.Name),
 			Detail: fmt.Sprintf("%d deleted volumes are still being removed from its backend", n), Remedy: "try again in a moment"}
+	}
+	if trash := t.Trash(p.FSID); len(trash) > 0 {
+		return Result{}, &Error{Err: ErrNotEmpty, Object: "vpool " + quote(p.Name), Detail: fmt.Sprintf("%d vDisks are in its trash", len(trash)),
+			Remedy: "empty the trash first"}
 	}
 	root, err := t.inode(p.FSID, RootIno)
 	if err != nil {

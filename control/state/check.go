@@ -26,7 +26,7 @@ func checkNamespace(v *View) error {
 		if p.FSID != FSIDOf(p.ID) || p.FSID == 0 || pools[p.FSID] != nil {
 			return fmt.Errorf("vpool %s: fsid %016x", p.Name, p.FSID)
 		}
-		if err := p.Backend.check("vpool " + p.Name); err != nil {
+		if err := p.Backend.Check("vpool " + p.Name); err != nil {
 			return err
 		}
 		if err := checkClients("vpool "+p.Name, p.Clients); err != nil {

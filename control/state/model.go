@@ -14,17 +14,6 @@ type Cluster struct {
 	Rev     uint64    `json:"rev"`
 }
 
-// Backend says where a vPool's objects are.
-type Backend struct {
-	Kind string `json:"kind"`
-	// Node is the one whose disk it is; nil UUID where every node reaches it.
-	Node uuid.UUID `json:"node,omitzero"`
-	Dir  string    `json:"dir,omitempty"`
-}
-
-// BackendLocal is a directory of this node.
-const BackendLocal = "local"
-
 // Secret is key material: it has no printed form, in JSON neither.
 type Secret [32]byte
 
@@ -46,6 +35,8 @@ type VPool struct {
 	Name    string    `json:"name"`
 	FSID    uint64    `json:"fsid"`
 	Backend Backend   `json:"backend"`
+	// Findings are those of the last probe of the backend.
+	Findings []Finding `json:"findings,omitempty"`
 	// Key signs NFS file handles.
 	Key Secret `json:"-"`
 	// Clients are the CIDRs that may mount over NFS; empty means nobody.

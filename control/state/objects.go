@@ -30,6 +30,7 @@ var objects = []object{
 	configTable(24),
 	brandingTable(25),
 	sinkTable(26),
+	secretTable(27),
 	removedTable(30),
 	joinTokenTable(31),
 	userTable(40),
@@ -165,7 +166,7 @@ func vpoolTable(frame byte) object {
 	},
 		func(p VPool) vpoolRow { return vpoolRow{VPool: p, Key: p.Key[:]} },
 		func(r vpoolRow) VPool { copy(r.VPool.Key[:], r.Key); return r.VPool })
-	o.commands = []func() Command{command[CreateVPool], command[UpdateVPool], command[DeleteVPool]}
+	o.commands = []func() Command{command[CreateVPool], command[UpdateVPool], command[DeleteVPool], command[SetVPoolFindings]}
 	o.check = checkNamespace
 	return o
 }

@@ -2,7 +2,8 @@
 //
 //	c := vpool.New(vpool.Config{Raft: node, Store: node.State(), Engine: engine, Log: log})
 //	c.Start(ctx)                                        // gives every vPool's backend to the engine, once, at start
-//	c.Create(ctx, vpool.Spec{Name, Backend: "local:///srv/fast", Clients}) (VPool, error)
+//	c.Create(ctx, vpool.Spec{Name, Backend: "local:///srv/fast" or "s3://…", Clients, Keys}) (VPool, error)
+//	c.SetKeys(ctx, name, Keys) · KeysOf(vault, pool)    // credentials of a bucket, sealed in state, changed without a restart
 //	c.List(ctx) []VPool · c.Get(ctx, name) (VPool, error) · c.SetClients(ctx, name, rev, cidrs) · c.Delete(ctx, name)
 //
 // A create probes the backend, commits, then gives the backend to the engine; a crash between the two is made good by
@@ -13,11 +14,11 @@ package vpool
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
-	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,8 +35,12 @@ type Proposer interface {
 // Engine is what the controller needs of the volume driver. All methods may be called again with the same arguments.
 type Engine interface {
 	// ProbeBackend makes sure that a vPool's objects can be kept there, making the directory if it is missing, and says
-	// what it found ("create-only": "refuses an existing name").
-	ProbeBackend(ctx context.Context, b state.Backend) (findings map[string]string, err error)
+	// what it found.
+	ProbeBackend(ctx context.Context, b state.Backend, k Keys) (Probe, error)
+	// TryKeys makes sure that credentials open the vPool's bucket, as far as that can be told now.
+	TryKeys(ctx context.Context, p state.VPool, k Keys) error
+	// KeysChanged has the vPool's backend go on with the credentials that KeysOf gives now.
+	KeysChanged(ctx context.Context, pool uuid.UUID) error
 	// AddPool gives a vPool's backend to the driver.
 	AddPool(ctx context.Context, p state.VPool) error
 	// RemovePool takes it away; no volume of it is open any more.
@@ -44,7 +49,62 @@ type Engine interface {
 	Space(id uuid.UUID) (s Space, ok bool)
 }
 
-// Space of a backend, in bytes. Stored is what this vPool's objects take.
+// Keys are the credentials of a bucket. They have no printed form.
+type Keys struct {
+	Access string `json:"access_key"`
+	Secret string `json:"secret_key"`
+}
+
+// String keeps the keys out of logs and messages.
+func (Keys) String() string { return "[keys]" }
+
+// GoString keeps the keys out of %#v.
+func (Keys) GoString() string { return "[keys]" }
+
+// LogValue keeps the keys out of slog.
+func (Keys) LogValue() slog.Value { return slog.StringValue("[keys]") }
+
+const keyBytesMax = 1024
+
+func (k Keys) check(object string) error {
+	if k.Access == "" || k.Secret == "" {
+		return &state.Error{Err: state.ErrInvalid, Object: object, Detail: "no credentials for its bucket",
+			Remedy: "set VARVE_S3_ACCESS_KEY and VARVE_S3_SECRET_KEY, or give --credentials-file"}
+	}
+	if len(k.Access) > keyBytesMax || len(k.Secret) > keyBytesMax {
+		return &state.Error{Err: state.ErrInvalid, Object: object, Detail: fmt.Sprintf("credentials of more than %d bytes", keyBytesMax)}
+	}
+	return nil
+}
+
+// Vault keeps secrets sealed; secrets.Store is one.
+type Vault interface {
+	Seal(name string, plain []byte) *state.SetSecret
+	Set(ctx context.Context, name string, plain []byte) error
+	Get(name string) ([]byte, error)
+}
+
+// KeysOf opens the credentials of a vPool's bucket.
+func KeysOf(v Vault, pool uuid.UUID) (Keys, error) {
+	plain, err := v.Get(state.S3KeysOf(pool))
+	if err != nil {
+		return Keys{}, err
+	}
+	defer clear(plain)
+	var k Keys
+	if json.Unmarshal(plain, &k) != nil { // its error may quote what it read
+		return Keys{}, fmt.Errorf("credentials of vPool %s are not readable", pool)
+	}
+	return k, nil
+}
+
+// Probe is what the probe of a backend found. Unsafe names what it lacks that a vPool should have.
+type Probe struct {
+	Findings []state.Finding
+	Unsafe   []string
+}
+
+// Space of a backend, in bytes. Total 0: without a known limit. Stored is what this vPool's objects take.
 type Space struct{ Total, Free, Stored int64 }
 
 // Config wires a controller.
@@ -52,6 +112,7 @@ type Config struct {
 	Raft   Proposer
 	Store  *state.Store
 	Engine Engine
+	Vault  Vault // nil: no buckets
 	Log    *slog.Logger
 }
 
@@ -73,7 +134,6 @@ type VPool struct {
 	Deleting     int // volumes whose deletion is not finished
 	Space        Space
 	SpaceKnown   bool
-	Findings     map[string]string // of the probe, from Create alone
 }
 
 // Start gives the backends of all vPools to the engine.
@@ -90,26 +150,13 @@ func (c *Controller) Start(ctx context.Context) error {
 // Spec of a vPool to make. Clients nil stands for state.DefaultClients; empty for nobody.
 type Spec struct {
 	Name    string
-	Backend string // "local:///directory"
+	Backend string // ParseBackend reads it
 	Clients []string
-}
 
-// ParseBackend reads "local:///directory".
-func ParseBackend(s string) (state.Backend, error) {
-	u, err := url.Parse(s)
-	if err != nil || u.Scheme != state.BackendLocal || u.Host != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil ||
-		!path.IsAbs(u.Path) {
-		return state.Backend{}, &state.Error{Err: state.ErrInvalid, Object: "backend " + clip(s), Detail: "not a backend",
-			Remedy: "use local:///absolute/directory"}
-	}
-	return state.Backend{Kind: state.BackendLocal, Dir: path.Clean(u.Path)}, nil
-}
-
-func clip(s string) string {
-	if len(s) > 80 {
-		s = s[:80] + "…"
-	}
-	return fmt.Sprintf("%q", s)
+	// For a bucket:
+	Keys        Keys
+	CA          string // PEM of the only authorities to trust; "" for those of the system
+	AllowUnsafe bool   // take a store that lacks what a vPool should have
 }
 
 // Create makes a vPool.
@@ -118,6 +165,7 @@ func (c *Controller) Create(ctx context.Context, s Spec) (VPool, error) {
 	if err != nil {
 		return VPool{}, err
 	}
+	b.CA, b.Unsafe = s.CA, s.AllowUnsafe && b.Kind == state.BackendS3
 	if _, err := c.cfg.Store.View().VPool(s.Name); err == nil {
 		return VPool{}, &state.Error{Err: state.ErrExist, Object: "vpool " + s.Name}
 	}
@@ -127,29 +175,126 @@ func (c *Controller) Create(ctx context.Context, s Spec) (VPool, error) {
 	key := make([]byte, len(state.Secret{}))
 	rand.Read(key)
 	cmd := &state.CreateVPool{ID: uuid.New(), Name: s.Name, Backend: b, Key: key, Clients: s.Clients, Mode: 0o755}
+	if b.Kind == state.BackendS3 {
+		if cmd.Keys, err = c.seal(cmd.ID, s.Name, s.Keys); err != nil {
+			return VPool{}, err
+		}
+	}
 	// Encoding checks the command before the probe touches the backend.
 	if _, err := state.Encode(cmd, cmd.ID, 0); err != nil {
 		return VPool{}, err
 	}
-	findings, err := c.cfg.Engine.ProbeBackend(ctx, b)
-	if err != nil {
-		return VPool{}, &state.Error{Err: state.ErrInvalid, Object: "vpool " + s.Name,
-			Detail: "its backend does not work: " + err.Error(),
-			Remedy: "make " + b.Dir + " a directory that this process may write to, on a local file system"}
+	for _, p := range c.cfg.Store.View().VPools() {
+		if p.Backend.Overlaps(b) {
+			return VPool{}, &state.Error{Err: state.ErrConflict, Object: "vpool " + s.Name, Detail: "its backend overlaps that of another vpool",
+				By: []string{p.Name}, Remedy: "give every vpool a directory or prefix of its own"}
+		}
 	}
+	probe, err := c.cfg.Engine.ProbeBackend(ctx, b, s.Keys)
+	if err != nil {
+		return VPool{}, unusable(s.Name, b, err)
+	}
+	if len(probe.Unsafe) > 0 && !b.Unsafe {
+		return VPool{}, tooWeak(s.Name, probe)
+	}
+	cmd.Findings = clipFindings(probe.Findings)
 	if _, err := c.cfg.Raft.Apply(ctx, cmd); err != nil {
 		return VPool{}, err
 	}
-	c.cfg.Log.Info("vpool created", "vpool", s.Name, "backend", s.Backend)
+	c.cfg.Log.Info("vpool created", "vpool", s.Name, "backend", URL(b))
 	p, err := c.Get(ctx, s.Name)
 	if err != nil {
 		return VPool{}, err
 	}
-	p.Findings = findings
 	if err := c.cfg.Engine.AddPool(ctx, p.VPool); err != nil {
 		return p, fmt.Errorf("open vpool %s, which is created: %w", s.Name, err)
 	}
 	return p, nil
+}
+
+// seal makes the command that keeps a bucket's credentials.
+func (c *Controller) seal(pool uuid.UUID, name string, k Keys) (*state.SetSecret, error) {
+	if err := k.check("vpool " + name); err != nil {
+		return nil, err
+	}
+	if c.cfg.Vault == nil {
+		return nil, &state.Error{Err: state.ErrInvalid, Object: "vpool " + name, Detail: "this appliance keeps no secrets, so it can use no bucket"}
+	}
+	plain, err := json.Marshal(k)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(plain)
+	return c.cfg.Vault.Seal(state.S3KeysOf(pool), plain), nil
+}
+
+// unusable says why a backend cannot be used, with what the engine knows to do about it.
+func unusable(name string, b state.Backend, err error) error {
+	e := &state.Error{Err: state.ErrInvalid, Object: "vpool " + name, Detail: "its backend does not work: " + err.Error()}
+	if r, ok := errors.AsType[interface {
+		error
+		Remedy() string
+	}](err); ok {
+		e.Remedy = r.Remedy()
+	}
+	if e.Remedy == "" && b.Kind == state.BackendLocal {
+		e.Remedy = "make " + b.Dir + " a directory that this process may write to, on a local file system"
+	}
+	return e
+}
+
+func tooWeak(name string, p Probe) error {
+	var text []string
+	for _, f := range p.Findings {
+		if slices.Contains(p.Unsafe, f.Check) {
+			text = append(text, f.Check+": "+f.Found)
+		}
+	}
+	return &state.Error{Err: state.ErrInvalid, Object: "vpool " + name, Detail: "its backend is not safe: " + strings.Join(text, "; "),
+		Remedy: "use a store that honours If-None-Match, or accept the risk with --allow-unsafe-backend"}
+}
+
+// clipFindings keeps findings within what state takes.
+func clipFindings(all []state.Finding) []state.Finding {
+	out := slices.Clone(all)
+	for i := range out {
+		out[i].Found = strings.ToValidUTF8(out[i].Found, "?")
+		if over := len(out[i].Check) + len(out[i].Found) - state.FindingBytesMax; over > 0 {
+			out[i].Found = strings.ToValidUTF8(out[i].Found[:len(out[i].Found)-over], "")
+		}
+	}
+	return out[:min(len(out), state.FindingsMax)]
+}
+
+// SetKeys changes the credentials of a vPool's bucket, from the next request on. They are tried first, unless force is set.
+func (c *Controller) SetKeys(ctx context.Context, name string, k Keys, force bool) error {
+	p, err := c.cfg.Store.View().VPool(name)
+	if err != nil {
+		return err
+	}
+	if p.Backend.Kind != state.BackendS3 {
+		return &state.Error{Err: state.ErrInvalid, Object: "vpool " + name, Detail: "its backend is no bucket and has no credentials"}
+	}
+	cmd, err := c.seal(p.ID, name, k)
+	if err != nil {
+		return err
+	}
+	if !force {
+		if err := c.cfg.Engine.TryKeys(ctx, p, k); err != nil {
+			e := unusable(name, p.Backend, err).(*state.Error)
+			e.Detail = "these credentials do not work: " + err.Error()
+			e.Remedy = "nothing is changed. " + e.Remedy + "; --force keeps them all the same"
+			return e
+		}
+	}
+	if _, err := c.cfg.Raft.Apply(ctx, cmd); err != nil {
+		return err
+	}
+	c.cfg.Log.Info("credentials of a vpool changed", "vpool", name)
+	if err := c.cfg.Engine.KeysChanged(ctx, p.ID); err != nil {
+		return fmt.Errorf("use the new credentials of vpool %s, which are kept: %w", name, err)
+	}
+	return nil
 }
 
 // List returns all vPools, by name.
