@@ -26,6 +26,7 @@ const configName = "config.json"
 // serveFlags are the flags of serve, each with its name as key in DATA/config.json and as VARVE_NAME in the environment.
 type serveFlags struct {
 	nbd, nfs, https, portmap, nbdTLS string
+	node                             string
 	logSize, mapSize, scoSize        string
 	cacheDir, cacheBytes, cacheRAM   string
 	drain                            time.Duration
@@ -51,6 +52,7 @@ Who may use the exports: each vPool has a list of client networks (by default th
 	s.StringVar(&f.nbd, "nbd", ":10809", "`ADDR` for NBD, or off")
 	s.StringVar(&f.nfs, "nfs", ":2049", "`ADDR` for NFSv3 and MOUNT, or off")
 	s.StringVar(&f.https, "https", ":8443", "`ADDR` for the API, or off")
+	s.StringVar(&f.node, "node", "", "`ADDR` for the other nodes of the cluster, or off (default: :7443 if it is free)")
 	s.StringVar(&f.portmap, "portmap", "off", "`ADDR` for a portmapper, such as :111, which ESXi and Proxmox VE want; or off")
 	s.StringVar(&f.nbdTLS, "nbd-tls", "off", "TLS for NBD: off, optional or required")
 	s.StringVar(&f.logSize, "log-size", "", "`SIZE` of the write log (default: 4GiB, or an eighth of a smaller disk)")
@@ -75,6 +77,7 @@ func (e *env) serve(cmd *cobra.Command, f *serveFlags) error {
 	}
 	cfg.Log = e.logger(level)
 	cfg.NBD, cfg.NFS, cfg.HTTPS, cfg.Portmap, cfg.NBDTLS, cfg.DrainTime = f.nbd, f.nfs, f.https, f.portmap, f.nbdTLS, f.drain
+	cfg.Node = f.node
 	err = server.Serve(cmd.Context(), cfg, func(s server.Summary) { e.printSummary(s) })
 	return e.startFailure("serve", err)
 }

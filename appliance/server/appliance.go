@@ -47,6 +47,7 @@ import (
 	"varve/appliance/exports"
 	"varve/control/api"
 	"varve/control/node"
+	"varve/control/pki"
 	"varve/control/raft"
 	"varve/control/secrets"
 	"varve/control/state"
@@ -87,6 +88,8 @@ type base struct {
 	lock    io.Closer
 	doors   *listeners // nil in a rebuild
 	metrics *prometheus.Registry
+	tls     *pki.Server
+	network *network // nil without a node port
 	raft    *raft.Node
 	driver  *volumedriver.Driver
 	volumes *exports.Volumes
@@ -151,8 +154,7 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	b.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var err error
 	log := b.cfg.Log
-	b.raft, err = raft.Open(raft.Config{Dir: filepath.Join(b.cfg.Data, controlName), Log: b.cfg.ControlLog.With("component", "control")})
-	if err != nil {
+	if err := b.openControl(ctx); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -194,7 +196,7 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	b.pools = exports.NewPools(b.driver, b.openBackend, poolKeys, b.cache, named("vpool"))
 	b.engine = exports.NewEngine(store, b.volumes)
 	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Engine: b.pools, Vault: b.secrets, Log: named("vpool")})
-	b.vdisks = vdisk.New(vdisk.Config{Raft: b.raft, Store: store, Engine: b.engine, Log: named("vdisk")})
+	b.vdisks = vdisk.New(vdisk.Config{Raft: b.raft, Store: store, Engine: b.engine, Mine: b.mine, Log: named("vdisk")})
 	b.nodes = node.New(b.raft, store, b.raft.ID())
 	return nil
 }
@@ -229,8 +231,10 @@ func (b *base) close() error {
 		errs = append(errs, b.pools.Close(), b.cache.Close())
 	}
 	if b.raft != nil {
+		b.handOn()
 		errs = append(errs, b.raft.Close())
 	}
+	b.closeNetwork()
 	// Closing a unix socket removes its file, so it must not happen to the next process's: first the doors, then the lock.
 	if b.doors != nil {
 		b.doors.close()
@@ -273,7 +277,7 @@ func (b *base) nodeSpec(l *listeners) state.NodeSpec {
 		}
 		return ""
 	}
-	return state.NodeSpec{Name: node.HostName(), Role: state.RoleMaster, NBD: address(l.nbd), NFS: address(l.nfs),
+	return state.NodeSpec{Name: node.HostName(), Role: state.RoleMaster, Peer: address(l.node), NBD: address(l.nbd), NFS: address(l.nfs),
 		HTTPS: address(l.https), Version: b.cfg.Version}
 }
 

@@ -13,6 +13,9 @@ import (
 // Off switches a listener off.
 const Off = "off"
 
+// NodeDefault is the node port where none was asked for: 7443, or none if that is taken.
+const NodeDefault = "default"
+
 // Config of an appliance. Data is required; zero values elsewhere take the defaults named.
 type Config struct {
 	Data string
@@ -20,6 +23,7 @@ type Config struct {
 	NBD     string // ":10809"; "off" for none
 	NFS     string // ":2049"
 	HTTPS   string // ":8443"
+	Node    string // ":7443" if it is free; the node port
 	Portmap string // off; host:111 to be found by showmount, ESXi and Proxmox VE
 
 	NBDTLS string // off, optional or required
@@ -111,11 +115,11 @@ func (c Config) withDefaults() (Config, error) {
 		flag  string
 		value *string
 		def   string
-	}{{"nbd", &c.NBD, ":10809"}, {"nfs", &c.NFS, ":2049"}, {"https", &c.HTTPS, ":8443"}, {"portmap", &c.Portmap, Off}} {
+	}{{"nbd", &c.NBD, ":10809"}, {"nfs", &c.NFS, ":2049"}, {"https", &c.HTTPS, ":8443"}, {"portmap", &c.Portmap, Off}, {"node", &c.Node, NodeDefault}} {
 		if *a.value == "" {
 			*a.value = a.def
 		}
-		if *a.value == Off {
+		if *a.value == Off || *a.value == NodeDefault {
 			continue
 		}
 		if _, _, err := net.SplitHostPort(*a.value); err != nil {

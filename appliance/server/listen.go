@@ -1,8 +1,10 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"syscall"
 
 	"github.com/coreos/go-systemd/v22/activation"
 
@@ -13,6 +15,7 @@ import (
 // once; clients that come early wait in the kernel's queue.
 type listeners struct {
 	nbd, nfs, https     []net.Listener
+	node                []net.Listener
 	apiSocket, nbdLocal net.Listener
 }
 
@@ -30,7 +33,7 @@ func openListeners(cfg Config) (*listeners, error) {
 	for _, s := range []struct {
 		name, address string
 		into          *[]net.Listener
-	}{{"nbd", cfg.NBD, &l.nbd}, {"nfs", cfg.NFS, &l.nfs}, {"https", cfg.HTTPS, &l.https}} {
+	}{{"nbd", cfg.NBD, &l.nbd}, {"nfs", cfg.NFS, &l.nfs}, {"https", cfg.HTTPS, &l.https}, {"node", cfg.Node, &l.node}} {
 		if err == nil {
 			*s.into, err = listenTCP(given[s.name], s.name, s.address)
 		}
@@ -39,7 +42,7 @@ func openListeners(cfg Config) (*listeners, error) {
 	for name, rest := range given {
 		closeListeners(rest)
 		if err == nil {
-			err = fmt.Errorf("systemd hands over a socket named %q; name it nbd, nfs or https", name)
+			err = fmt.Errorf("systemd hands over a socket named %q; name it nbd, nfs, https or node", name)
 		}
 	}
 	if err != nil {
@@ -60,12 +63,21 @@ func listenTCP(given []net.Listener, name, address string) ([]net.Listener, erro
 	if len(kept) > 0 || address == Off {
 		return kept, nil
 	}
+	asked := address
+	if asked == NodeDefault {
+		address = nodeAddress
+	}
 	ln, err := net.Listen("tcp", address)
+	if asked == NodeDefault && errors.Is(err, syscall.EADDRINUSE) {
+		return nil, nil // another appliance of this host has it: this one stays a cluster of one
+	}
 	if err != nil {
 		return nil, fmt.Errorf("listen for %s on %s: %w", name, address, err)
 	}
 	return []net.Listener{ln}, nil
 }
+
+const nodeAddress = ":7443"
 
 func closeListeners(list []net.Listener) {
 	for _, l := range list {
@@ -80,6 +92,7 @@ func (l *listeners) close() {
 	closeListeners(l.nbd)
 	closeListeners(l.nfs)
 	closeListeners(l.https)
+	closeListeners(l.node)
 }
 
 // first gives the address of the first listener, "" if there is none.

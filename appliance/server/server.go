@@ -19,7 +19,6 @@ import (
 	"varve/appliance/exports"
 	"varve/control/api"
 	v1 "varve/control/api/v1"
-	"varve/control/pki"
 	"varve/gateway/nbd"
 	"varve/gateway/nfs"
 )
@@ -73,7 +72,6 @@ type appliance struct {
 	base
 	started time.Time
 	fresh   bool
-	tls     *pki.Server
 	nbd     *nbd.Server
 	// nbdLocal serves the unix socket; it is nbd itself unless that insists on TLS.
 	nbdLocal *nbd.Server
@@ -93,10 +91,6 @@ func (a *appliance) wire(ctx context.Context) error {
 		return err
 	}
 	var err error
-	a.tls, err = pki.Open(pki.Config{Dir: filepath.Join(a.cfg.Data, tlsName), Name: a.raft.Cluster().String(), Hosts: pki.LocalHosts()})
-	if err != nil {
-		return err
-	}
 	log := a.cfg.Log
 	store := a.raft.State()
 	nbdTLS, tlsConfig := nbd.TLSOff, (*tls.Config)(nil)
@@ -134,6 +128,7 @@ func (a *appliance) run(ctx context.Context, ready func(Summary)) error {
 	core.Go(func() error { return named("volume driver", a.driver.Run(coreCtx)) })
 	core.Go(func() error { return named("control", a.raft.Run(coreCtx)) })
 	core.Go(func() error { return named("vPools", a.pools.Run(coreCtx)) })
+	core.Go(func() error { return named("node port", a.runNetwork(coreCtx)) })
 	core.Go(func() error { return named("volume driver", a.untilBroken(coreCtx)) })
 
 	outer, stopOuter := context.WithCancelCause(ctx)

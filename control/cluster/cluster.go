@@ -466,3 +466,9 @@ func (c *Cluster) check(cs tls.ConnectionState) (uuid.UUID, error) {
 	}
 	return peer.Node, nil
 }
+
+// HasPeers says whether the node with this control directory is one of several.
+func HasPeers(dir string) bool {
+	peers, err := loadPeers(dir)
+	return err != nil || len(peers) > 0
+}

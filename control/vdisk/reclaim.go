@@ -55,6 +55,9 @@ func (c *Controller) reclaim(ctx context.Context, doomed []state.Doomed, failed 
 	var due []state.Doomed
 	waiting := make(map[uuid.UUID]retry, len(failed))
 	for _, d := range doomed {
+		if c.cfg.Mine != nil && !c.cfg.Mine(d) {
+			continue
+		}
 		switch r := failed[d.ID]; {
 		case now.Before(r.after):
 			waiting[d.ID] = r

@@ -79,6 +79,8 @@ type Config struct {
 	Store  *state.Store
 	Engine Engine
 	Log    *slog.Logger
+	// Mine says which deleted volumes this node cleans up; nil is all.
+	Mine func(d state.Doomed) bool
 }
 
 // Controller of vDisks.

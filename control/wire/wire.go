@@ -5,6 +5,7 @@
 package wire
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -150,4 +151,23 @@ func Read(res *http.Response, limit int64, answer any) error {
 		return p.Refusal.unpack()
 	}
 	return fmt.Errorf("%w: %s", raft.ErrUnavailable, p.Detail)
+}
+
+const answerBytesMax = 16 << 20
+
+// Call calls a process of this node. body is what the call takes; answer is decoded into.
+func Call(ctx context.Context, client *http.Client, name string, body []byte, answer any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://local/call/"+name, bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("call %s: %w", name, err)
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("%w: call %s: %w", raft.ErrUnavailable, name, err)
+	}
+	defer res.Body.Close()
+	if err := Read(res, answerBytesMax, answer); err != nil {
+		return fmt.Errorf("call %s: %w", name, err)
+	}
+	return nil
 }

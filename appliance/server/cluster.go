@@ -1,0 +1,232 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+
+	"varve/control/cluster"
+	"varve/control/node"
+	"varve/control/pki"
+	"varve/control/raft"
+	"varve/control/state"
+)
+
+// network is the node port while it runs.
+type network struct {
+	*cluster.Cluster
+	stop context.CancelFunc
+	done chan struct{}
+	err  error // set before done is closed
+}
+
+// openControl opens this node's part of the cluster and returns when it has caught up. Where there is no node port, as in a
+// rebuild, the node has to be a cluster of one.
+func (b *base) openControl(ctx context.Context) error {
+	dir := filepath.Join(b.cfg.Data, controlName)
+	id, self, err := raft.Identify(dir)
+	if err != nil {
+		return err
+	}
+	conf := pki.Config{Dir: filepath.Join(b.cfg.Data, tlsName), Name: id.String(), Hosts: pki.LocalHosts(), Cluster: id, Node: self}
+	if cluster.HasPeers(dir) { // else a lost authority's key is not somebody else's to use
+		conf.Sign = func(ctx context.Context, r pki.Request) ([]byte, error) { return b.network.Sign(ctx, r) }
+	}
+	if b.tls, err = pki.Open(conf); err != nil {
+		return err
+	}
+	open := raft.Config{Dir: dir, Log: b.cfg.ControlLog.With("component", "control")}
+	if b.doors != nil && len(b.doors.node) > 0 {
+		ln := b.doors.node[0]
+		c, err := cluster.New(cluster.Config{Dir: dir, Cluster: id, Self: self, PKI: b.tls, Listener: ln,
+			Advertise: reachable(first(b.doors.node), hostAddress()), Version: b.cfg.Version, Log: b.cfg.Log.With("component",
+				component(id, self, "cluster"))})
+		if err != nil {
+			return err
+		}
+		b.network = &network{Cluster: c, done: make(chan struct{})}
+		open.Network = c
+	} else if cluster.HasPeers(dir) {
+		return &UsageError{"this node is one of several and has no node port", "free it, or give --node ADDR"}
+	}
+	if b.raft, err = raft.Open(open); err != nil {
+		return err
+	}
+	if b.network == nil {
+		return nil
+	}
+	b.network.Attach(b.raft)
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	b.network.stop = stop
+	go func() {
+		defer close(b.network.done)
+		b.network.err = b.network.Run(run)
+	}()
+	return b.caughtUp(ctx)
+}
+
+// caughtUp waits for the rest of the cluster as long as it takes: without a majority nobody knows who owns what.
+func (b *base) caughtUp(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for {
+		err := b.raft.Ready(ctx)
+		switch {
+		case err == nil:
+			return nil
+		case b.raft.Err() != nil:
+			return b.raft.Err()
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !errors.Is(err, raft.ErrUnavailable):
+			return err
+		}
+		b.cfg.Log.Warn("waiting for a majority of the control cluster", "err", err)
+		select {
+		case <-b.network.done:
+			return b.network.err
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// runNetwork reports the end of the node port, until ctx ends.
+func (b *base) runNetwork(ctx context.Context) error {
+	if b.network == nil {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-b.network.done:
+		return b.network.err
+	}
+}
+
+const handOnTimeout = 2 * time.Second
+
+// handOn gives the lead to another voter, so that the cluster need not notice that this node is gone.
+func (b *base) handOn() {
+	servers, err := b.raft.Servers()
+	voters := 0
+	for _, s := range servers {
+		if s.Voter {
+			voters++
+		}
+	}
+	if err != nil || voters < 2 || !b.raft.IsLeader() || b.raft.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), handOnTimeout)
+	defer cancel()
+	if err := b.raft.TransferLeadership(ctx); err != nil {
+		b.cfg.Log.Warn("the lead could not be handed on", "err", err)
+	}
+}
+
+func (b *base) closeNetwork() {
+	if b.network != nil && b.network.stop != nil {
+		b.network.stop()
+		<-b.network.done
+	}
+}
+
+// mine says whether a deleted volume is this node's to clean up: its owner's, or, where nobody ever opened it, that of the node
+// with the backend, or the leader's.
+func (b *base) mine(d state.Doomed) bool {
+	if d.Owner != uuid.Nil {
+		return d.Owner == b.raft.ID()
+	}
+	p, err := b.raft.State().View().VPoolByID(d.Pool)
+	if err == nil && p.Backend.Node != uuid.Nil {
+		return p.Backend.Node == b.raft.ID()
+	}
+	return b.raft.IsLeader()
+}
+
+// JoinOptions say what a joining appliance tells of itself.
+type JoinOptions struct {
+	Token string
+	// Node is the address of its node port, if it is to be reached there before it has said more.
+	Node string
+}
+
+// Join makes the appliance with this data directory, which is not running, a node of the cluster that the token is for. The
+// directory is empty, or that of a cluster of one without a file or vDisk, which is put aside.
+func Join(ctx context.Context, cfg Config, opt JoinOptions) (joined cluster.Joined, err error) {
+	cfg, err = cfg.withDefaults()
+	if err != nil {
+		return joined, err
+	}
+	lock, err := openData(cfg)
+	if err != nil {
+		return joined, err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	dir, tls := filepath.Join(cfg.Data, controlName), filepath.Join(cfg.Data, tlsName)
+	if err := putAside(cfg); err != nil {
+		return joined, err
+	}
+	return cluster.Join(ctx, opt.Token, cluster.JoinConfig{ControlDir: dir, TLSDir: tls, Hosts: pki.LocalHosts(),
+		Spec: state.NodeSpec{Name: node.HostName(), Peer: opt.Node, Version: cfg.Version}})
+}
+
+// NotEmptyError: a node that holds something cannot join another cluster.
+type NotEmptyError struct {
+	Data string
+	What string
+}
+
+func (e *NotEmptyError) Error() string {
+	return fmt.Sprintf("%s holds %s; an appliance joins with an empty data directory", e.Data, e.What)
+}
+
+// putAside moves the control state of an unused cluster of one out of the way: control.left, tls.left, log.left, map.left.
+func putAside(cfg Config) error {
+	dir := filepath.Join(cfg.Data, controlName)
+	if _, err := os.Stat(filepath.Join(dir, "node.json")); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if cluster.HasPeers(dir) {
+		return &NotEmptyError{cfg.Data, "a node of a cluster"}
+	}
+	n, err := raft.Open(raft.Config{Dir: dir, Log: cfg.ControlLog})
+	if err != nil {
+		return err
+	}
+	view := n.State().View()
+	what := ""
+	for _, p := range view.VPools() {
+		if p.Inodes > 1 {
+			what = "files in vPool " + p.Name
+		} else if p.Name != DefaultPool {
+			what = "vPool " + p.Name
+		}
+	}
+	if len(view.Nodes()) > 1 {
+		what = "a node of a cluster"
+	}
+	if err := n.Close(); err != nil {
+		return err
+	}
+	if what != "" {
+		return &NotEmptyError{cfg.Data, what}
+	}
+	for _, name := range []string{tlsName, logName, mapName, tokenName, ledgerName, controlName} {
+		from := filepath.Join(cfg.Data, name)
+		if err := os.RemoveAll(from + ".left"); err != nil {
+			return fmt.Errorf("put %s aside: %w", from, err)
+		}
+		if err := os.Rename(from, from+".left"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("put %s aside: %w", from, err)
+		}
+	}
+	return nil
+}
