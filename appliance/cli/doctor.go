@@ -14,7 +14,8 @@ import (
 	"varve/appliance/doctor"
 	"varve/appliance/server"
 	"varve/control/api/client"
-	v1 "varve/control/api/v1"
+	v1 "varve/control/api/customer"
+	"varve/control/vpool"
 )
 
 // report of the doctor command.
@@ -97,10 +98,25 @@ func (e *env) runningChecks(cmd *cobra.Command) ([]doctor.Check, error) {
 		return nil, e.failure("find NBD", "", err)
 	}
 	d.NFS, d.Portmap = serviceAddress(st, "nfs"), serviceAddress(st, "portmap")
+	checks := []doctor.Check{}
 	for _, p := range pools {
 		d.Exports = append(d.Exports, "/"+p.Name)
+		checks = append(checks, vpoolCheck(p))
 	}
-	return doctor.Running(d), nil
+	return append(doctor.Running(d), checks...), nil
+}
+
+// vpoolCheck tells what the last probe of a vPool's backend found.
+func vpoolCheck(p v1.VPool) doctor.Check {
+	found := doctor.Finding{Status: doctor.OK, Evidence: p.Name + " on " + p.Backend}
+	for _, k := range sortedKeys(p.Findings) {
+		found.Evidence += "; " + k + ": " + p.Findings[k]
+	}
+	if p.Findings[vpool.NotSafe] != "" {
+		found.Status, found.Remedy = doctor.Warn, "move the vPool's vDisks to a store that honours If-None-Match"
+	}
+	return doctor.Check{ID: "backend.vpool", Title: "what the probe of the vPool's backend found", Limit: time.Second,
+		Probe: func(context.Context) doctor.Finding { return found }}
 }
 
 // serviceAddress is where this host reaches a service, "" if it is not served.

@@ -16,13 +16,14 @@ func (e *env) rebuildCommand() *cobra.Command {
 	var f serveFlags
 	var opt server.RebuildOptions
 	c := &cobra.Command{
-		Use: "rebuild --data DIR [--pool NAME [--backend local:///DIR]]", Short: "Make volumes again from their backend alone", Args: cobra.NoArgs,
+		Use: "rebuild --data DIR [--pool NAME [--backend local:///DIR|s3://…]]", Short: "Make volumes again from their backend alone", Args: cobra.NoArgs,
 		Long: `Make the volumes of a vPool again from what is on its backend: after the log disk or the block map is lost, or in a fresh DIR with
 nothing but the backend's directory. The appliance must be stopped. Each volume comes back as an exact prefix of its writes;
 which one, and how much was lost after it if that is known, is printed. Then start the appliance with varve serve.
 
   varve rebuild --data /var/lib/varve                                   every vPool that this appliance knows
   varve rebuild --data /var/lib/new --pool default --backend local:///srv/old/backend/default
+  varve rebuild --data /var/lib/new --pool cloud --backend 's3://bucket/prefix?endpoint=https://s3.example.com'
 
 Exit code 1 if a volume could not be rebuilt; the others are.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -53,6 +54,7 @@ Exit code 1 if a volume could not be rebuilt; the others are.`,
 	s := c.Flags()
 	s.StringVar(&opt.Pool, "pool", "", "`NAME` of the vPool (default: all that this appliance knows)")
 	s.StringVar(&opt.Backend, "backend", "", "where its objects are, for a vPool that this appliance does not know")
+	f.bucket.add(s)
 	s.StringVar(&f.logSize, "log-size", "", "`SIZE` of the write log")
 	s.StringVar(&f.mapSize, "map-size", "", "memory `SIZE` for the block map")
 	return c

@@ -29,6 +29,8 @@ type serveFlags struct {
 	node                             string
 	logSize, mapSize, scoSize        string
 	cacheDir, cacheBytes, cacheRAM   string
+	s3                               string
+	bucket                           s3Flags
 	drain                            time.Duration
 	logLevel                         string
 }
@@ -45,7 +47,9 @@ Every flag below can also be set by an environment variable (VARVE_LOG_SIZE for 
 ({"log-size": "8GiB"}). A flag wins over the environment, and that over the file.
 
 Who may use the exports: each vPool has a list of client networks (by default this host and the private networks 10/8, 172.16/12,
-192.168/16), which holds for NFS and for NBD.`,
+192.168/16), which holds for NFS and for NBD.
+
+With --s3 the vPool default of a fresh DIR is a bucket: ` + s3Help,
 		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd, &f) },
 	}
 	s := c.Flags()
@@ -61,6 +65,8 @@ Who may use the exports: each vPool has a list of client networks (by default th
 	s.StringVar(&f.cacheDir, "cache-dir", "", "`DIR`, on an SSD, of the read cache of vPools whose backend is remote (default: DIR/cache)")
 	s.StringVar(&f.cacheBytes, "cache-bytes", "", "`SIZE` of that cache on the SSD, 0 for none (default: an eighth of the disk, at most 64GiB)")
 	s.StringVar(&f.cacheRAM, "cache-ram", "256MiB", "memory `SIZE` of that cache, 0 for none")
+	s.StringVar(&f.s3, "s3", "", "`URL` of the bucket for vPool default of a fresh DIR: s3://bucket/prefix?endpoint=…&region=…")
+	f.bucket.add(s)
 	s.DurationVar(&f.drain, "drain-time", 30*time.Second, "how long a stop may take")
 	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return c
@@ -124,7 +130,9 @@ func (e *env) serverConfig(cmd *cobra.Command, f *serveFlags) (server.Config, er
 		}
 	}
 	cfg.CacheDir = f.cacheDir
-	return cfg, nil
+	var err error
+	cfg.S3, err = e.s3Config(f.s3, f.bucket)
+	return cfg, err
 }
 
 // settle sets every flag of the command's own that was not given from VARVE_NAME, else from DATA/config.json.
@@ -244,6 +252,9 @@ func (e *env) printSummary(s server.Summary) {
 	line("Varve is ready on %s", s.Data)
 	if s.HTTPS != "" {
 		line("  API     https://%s/api/customer/v1   (CA %s, token %s)", s.HTTPS, s.CAFile, s.TokenFile)
+	}
+	if s.SetupCode != "" && s.HTTPS != "" {
+		line("  set-up  code %s makes the first administrator, at the console or by POST /api/internal/setup", s.SetupCode)
 	}
 	if host, port, err := net.SplitHostPort(s.NFS); err == nil {
 		for _, p := range s.VPools {

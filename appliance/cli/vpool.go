@@ -7,24 +7,31 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"varve/control/api/v1"
+	v1 "varve/control/api/customer"
 )
 
 func (e *env) vpoolCommand() *cobra.Command {
 	c := &cobra.Command{Use: "vpool", Short: "Storage pools, each exported as one datastore"}
-	c.AddCommand(e.vpoolCreate(), e.vpoolList(), e.vpoolShow(), e.vpoolDelete())
+	c.AddCommand(e.vpoolCreate(), e.vpoolList(), e.vpoolShow(), e.vpoolSetCredentials(), e.vpoolDelete())
 	return c
 }
 
 func (e *env) vpoolCreate() *cobra.Command {
 	var spec v1.VPoolCreate
+	var bucket s3Flags
 	c := &cobra.Command{
-		Use: "create NAME --backend local:///DIR", Short: "Make a vPool on a backend", Args: exactly("NAME"),
+		Use: "create NAME --backend local:///DIR|s3://BUCKET/PREFIX?endpoint=URL", Short: "Make a vPool on a backend", Args: exactly("NAME"),
 		Long: `Make a vPool. Its backend is probed first: what was found is printed.
 
-  varve vpool create fast --backend local:///srv/fast --client 10.0.0.0/8`,
+  varve vpool create fast --backend local:///srv/fast --client 10.0.0.0/8
+  varve vpool create cloud --backend 's3://bucket/prefix?endpoint=https://s3.example.com&region=eu-west-1'
+
+A bucket is named ` + s3Help,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec.Name = args[0]
+			if err := e.fillBucket(&spec, bucket); err != nil {
+				return err
+			}
 			return e.call("create vpool", spec.Name, func(s *session) error {
 				p, err := s.CreateVPool(s.ctx(cmd), spec)
 				if err != nil {
@@ -34,7 +41,8 @@ func (e *env) vpoolCreate() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringVar(&spec.Backend, "backend", "", "where the objects are kept: local:///absolute/directory")
+	c.Flags().StringVar(&spec.Backend, "backend", "", "where the objects are kept: local:///absolute/directory, or s3://bucket/prefix?endpoint=…&region=…")
+	bucket.add(c.Flags())
 	c.Flags().StringSliceVar(&spec.Clients, "client", nil, "`NETWORK` that may mount it, as 10.0.0.0/8; repeatable (default: private networks)")
 	must(c.MarkFlagRequired("backend"))
 	return c

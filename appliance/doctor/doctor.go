@@ -8,7 +8,7 @@
 //	disk.mount      is the data directory on a real disk   host.memory   memory against the budget
 //	disk.space      room left                              server.state  is the appliance up and sound
 //	backend.local   create-only, read back, list, delete   server.nbd    open and read every NBD export
-//	                                                       server.nfs    mount and read every NFS export
+//	backend.vpool   what the probe of a vPool found        server.nfs    mount and read every NFS export
 //
 // server.nfs goes through github.com/vmware/go-nfs-client, a client written for a hypervisor's use of NFSv3, wherever that
 // can work: it finds its ports through a portmapper. Without one on port 111 the fork that takes ports is used.

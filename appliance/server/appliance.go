@@ -258,6 +258,8 @@ func (b *base) initialise(ctx context.Context, spec state.NodeSpec) error {
 				return fmt.Errorf("make vPool %s: %w", DefaultPool, err)
 			}
 		}
+	} else if err := b.sameBucket(); err != nil {
+		return err
 	}
 	if _, err := api.EnsureAdminToken(ctx, b.raft, b.raft.State(), b.cfg.Data); err != nil {
 		return err
@@ -266,6 +268,23 @@ func (b *base) initialise(ctx context.Context, spec state.NodeSpec) error {
 		return fmt.Errorf("register node: %w", err)
 	}
 	return nil
+}
+
+// sameBucket refuses a --s3 that names another place than vPool default's: it says where a fresh appliance begins, and moves nothing.
+func (b *base) sameBucket() error {
+	if b.cfg.S3.URL == "" {
+		return nil
+	}
+	want, err := vpool.ParseBackend(b.cfg.S3.URL)
+	if err != nil {
+		return err
+	}
+	have, err := b.raft.State().View().VPool(DefaultPool)
+	if err == nil && vpool.URL(have.Backend) == vpool.URL(want) {
+		return nil
+	}
+	return &UsageError{fmt.Sprintf("--s3 names %s, which is not where vPool %s of this appliance is", vpool.URL(want), DefaultPool),
+		"leave --s3 out; make another vPool with varve vpool create"}
 }
 
 // nodeSpec is what this node says of itself.

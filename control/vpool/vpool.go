@@ -98,6 +98,9 @@ func KeysOf(v Vault, pool uuid.UUID) (Keys, error) {
 	return k, nil
 }
 
+// NotSafe is the finding of a vPool whose operator has accepted a store that lacks something.
+const NotSafe = "not safe"
+
 // Probe is what the probe of a backend found. Unsafe names what it lacks that a vPool should have.
 type Probe struct {
 	Findings []state.Finding
@@ -198,6 +201,9 @@ func (c *Controller) Create(ctx context.Context, s Spec) (VPool, error) {
 		return VPool{}, tooWeak(s.Name, probe)
 	}
 	cmd.Findings = clipFindings(probe.Findings)
+	if len(probe.Unsafe) > 0 {
+		cmd.Findings = append(cmd.Findings, state.Finding{Check: NotSafe, Found: strings.Join(probe.Unsafe, ", ") + ": accepted when the vPool was made"})
+	}
 	if _, err := c.cfg.Raft.Apply(ctx, cmd); err != nil {
 		return VPool{}, err
 	}
