@@ -442,7 +442,7 @@ func (d *Driver) Stat(id uuid.UUID) (Info, bool) {
 		return v.Info(), true
 	}
 	return Info{Size: r.Size, ModTime: time.Unix(0, r.ModTime), Used: min(r.UsedBlocks*blockSize, roundUp(r.Size)), Accepted: r.Backed,
-		Logged: r.Backed, Backed: r.Backed, Epoch: r.epoch()}, ok
+		Logged: r.Backed, Durable: r.Backed, Backed: r.Backed, Epoch: r.epoch(), Template: r.Template}, ok
 }
 
 // Rename notes the volume's name for a rebuild; the root object on the backend follows soon. It costs nothing if the name is

@@ -224,6 +224,7 @@ type record struct {
 	loc              writelog.Loc
 	crc              uint32   // of the only block
 	crcs             []uint32 // of each block, if more than one
+	batch            uint64 // of the log
 	kind             writelog.Kind
 	flags            uint8
 }
@@ -246,7 +247,7 @@ type recordQueue struct {
 const queueChunk = 256
 
 func (q *recordQueue) push(l *writelog.Logged, sizeBefore int64) {
-	r := record{seq: l.Seq, lba: l.LBA, blocks: l.Blocks, value: l.Value, sizeBefore: sizeBefore, time: l.Time, loc: l.Loc, kind: l.Kind, flags: l.Flags}
+	r := record{seq: l.Seq, lba: l.LBA, blocks: l.Blocks, value: l.Value, sizeBefore: sizeBefore, time: l.Time, loc: l.Loc, batch: l.Batch, kind: l.Kind, flags: l.Flags}
 	if l.Kind == writelog.Data {
 		if len(l.CRC) == 1 {
 			r.crc = l.CRC[0]
@@ -286,6 +287,29 @@ func (q *recordQueue) after(seq uint64, fn func(*record) bool) {
 			}
 		}
 	}
+}
+
+// undurable describes the records that are in batches after the given one: the sequence number before the first, their
+// payload, and the time of the first.
+func (q *recordQueue) undurable(batch, last uint64) (before uint64, bytes, since int64) {
+	before = last
+	for i := len(q.chunks) - 1; i >= 0; i-- {
+		from := 0
+		if i == 0 {
+			from = q.head
+		}
+		for j := len(q.chunks[i]) - 1; j >= from; j-- {
+			r := &q.chunks[i][j]
+			if r.batch <= batch {
+				return before, bytes, since
+			}
+			before, since = r.seq-1, r.time
+			if r.kind == writelog.Data {
+				bytes += int64(r.blocks) * blockSize
+			}
+		}
+	}
+	return before, bytes, since
 }
 
 // drop forgets the records up to seq.

@@ -172,16 +172,20 @@ func (v *Volume) usedLocked() int64 {
 
 // Info is a volume's state for people and metrics. Sequence numbers are those of architecture.md: accepted >= logged >= backed.
 type Info struct {
-	Size         int64
-	ModTime      time.Time
-	Used         int64 // bytes
-	Accepted     uint64
-	Logged       uint64
-	Backed       uint64
-	PendingBytes int64         // logged, not yet on the backend
-	PendingAge   time.Duration // of the oldest of them
-	Epoch        uint64
-	Failure      string
+	Size          int64
+	ModTime       time.Time
+	Used          int64 // bytes
+	Accepted      uint64
+	Logged        uint64
+	Durable       uint64 // survives a power cut
+	Backed        uint64
+	UnsyncedBytes int64         // logged, not yet durable
+	UnsyncedAge   time.Duration // of the oldest of them
+	PendingBytes  int64         // logged, not yet on the backend
+	PendingAge    time.Duration // of the oldest of them
+	Epoch         uint64
+	Template      bool
+	Failure       string
 }
 
 // Info describes the volume now.
@@ -192,9 +196,14 @@ func (v *Volume) Info() Info {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	i := Info{Size: v.visible.Load(), ModTime: time.Unix(0, v.modTime), Used: v.usedLocked(), Accepted: accepted,
-		Logged: v.logged.Load(), Backed: v.root.Backed, PendingBytes: v.queue.bytes, Epoch: v.root.epoch()}
+		Logged: v.logged.Load(), Backed: v.root.Backed, PendingBytes: v.queue.bytes, Epoch: v.root.epoch(), Template: v.root.Template}
 	if t, ok := v.queue.oldest(); ok {
 		i.PendingAge = max(0, v.d.now().Sub(time.Unix(0, t)))
+	}
+	var since int64
+	i.Durable, i.UnsyncedBytes, since = v.queue.undurable(v.d.wal.Durable(), i.Logged)
+	if since != 0 {
+		i.UnsyncedAge = max(0, v.d.now().Sub(time.Unix(0, since)))
 	}
 	if err := v.err(); err != nil {
 		i.Failure = err.Error()
@@ -717,6 +726,24 @@ func (v *Volume) Flush(ctx context.Context) error {
 		return err
 	}
 	return v.d.wal.Sync(ctx, v.lastBatch.Load())
+}
+
+// WaitLevel waits until everything that was accepted until now is at least as safe as the level says: "logged" (it survives
+// a power cut of this node) or "backed" (it is on the backend).
+func (v *Volume) WaitLevel(ctx context.Context, level string) error {
+	v.order.Lock()
+	seq := v.seq
+	v.order.Unlock()
+	switch level {
+	case "logged":
+		if err := v.waitLogged(seq); err != nil {
+			return err
+		}
+		return v.Flush(ctx)
+	case "backed":
+		return v.WaitBacked(ctx, seq)
+	}
+	return fmt.Errorf("level %q: logged or backed", level)
 }
 
 // Resize makes the volume size bytes long: what is cut off is gone, what is added reads as zeros. It is durable when it returns.

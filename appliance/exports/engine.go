@@ -310,7 +310,7 @@ func (e *Engine) Info(id uuid.UUID) (vdisk.Info, bool) {
 			}
 		}
 	}
-	return vdisk.Info{Size: i.Size, Used: i.Used, Pending: i.PendingBytes, Modified: modified, Open: open}, true
+	return vdisk.Info{Size: i.Size, Used: i.Used, Pending: i.PendingBytes, Modified: modified, Open: open, Template: i.Template}, true
 }
 
 // Resize implements vdisk.Engine.

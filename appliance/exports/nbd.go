@@ -8,12 +8,15 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/uuid"
+
 	"varve/control/state"
 	"varve/gateway/nbd"
 	"varve/volumedriver"
+	"varve/volumedriver/blockio"
 )
 
-// NBD offers the vDisks: export "vpool/path" without the disk suffix. A peer that may not mount a vPool over NFS may not
+// NBD offers the vDisks: export "vpool/path" without the disk suffix, and their snapshots, read-only, as "vpool/path@name". A peer that may not mount a vPool over NFS may not
 // attach its disks either and does not see them; whoever can open the unix socket may do both.
 type NBD struct {
 	store   *state.Store
@@ -29,7 +32,47 @@ func NewNBD(store *state.Store, volumes *Volumes) *NBD {
 // device is a volume as an NBD connection has it.
 type device struct{ *volumedriver.Volume }
 
-func (device) ReadOnly() bool { return false }
+// ReadOnly implements nbd.Device.
+func (d device) ReadOnly() bool { return d.Template() }
+
+// snapshot is a vDisk's snapshot as an NBD connection has it: nothing changes it, and there is nothing to flush.
+type snapshot struct{ *volumedriver.SnapshotReader }
+
+// ReadOnly implements nbd.Device.
+func (snapshot) ReadOnly() bool { return true }
+
+// TryWrite implements nbd.Device.
+func (snapshot) TryWrite([]byte, int64, blockio.Flags, blockio.Completer, uint64) error {
+	return blockio.ErrReadOnly
+}
+
+// TryZero implements nbd.Device.
+func (snapshot) TryZero(int64, int64, blockio.Flags, blockio.Completer, uint64) error {
+	return blockio.ErrReadOnly
+}
+
+// TryFlush implements nbd.Device.
+func (snapshot) TryFlush(c blockio.Completer, tag uint64) error {
+	c.Done(tag, nil)
+	return nil
+}
+
+// Kick implements nbd.Device.
+func (snapshot) Kick() {}
+
+// FlushInline implements nbd.Device.
+func (snapshot) FlushInline() error { return nil }
+
+// Write implements nbd.Device.
+func (snapshot) Write(context.Context, []byte, int64, blockio.Flags) error {
+	return blockio.ErrReadOnly
+}
+
+// Zero implements nbd.Device.
+func (snapshot) Zero(context.Context, int64, int64, blockio.Flags) error { return blockio.ErrReadOnly }
+
+// Flush implements nbd.Device.
+func (snapshot) Flush(context.Context) error { return nil }
 
 // Open implements nbd.Exports.
 func (e *NBD) Open(ctx context.Context, name string, peer nbd.Peer) (nbd.Device, func(), error) {
@@ -43,6 +86,11 @@ func (e *NBD) Open(ctx context.Context, name string, peer nbd.Peer) (nbd.Device,
 		return nil, nil, nbd.ErrUnknownExport
 	}
 	disk, err := view.ResolveDisk(pool.FSID, path)
+	if at := strings.LastIndexByte(path, '@'); err != nil && at > 0 {
+		if disk, err = view.ResolveDisk(pool.FSID, path[:at]); err == nil {
+			return e.openSnapshot(ctx, disk.Volume, path[at+1:])
+		}
+	}
 	if err != nil {
 		return nil, nil, nbd.ErrUnknownExport
 	}
@@ -54,6 +102,28 @@ func (e *NBD) Open(ctx context.Context, name string, peer nbd.Peer) (nbd.Device,
 		return nil, nil, err
 	}
 	return device{v}, release, nil
+}
+
+func (e *NBD) openSnapshot(ctx context.Context, volume uuid.UUID, name string) (nbd.Device, func(), error) {
+	v, release, err := e.volumes.Open(ctx, volume)
+	if errors.Is(err, state.ErrNotFound) {
+		return nil, nil, nbd.ErrUnknownExport
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	defer release()
+	for _, s := range v.Snapshots() {
+		if s.Name != name {
+			continue
+		}
+		r, err := e.volumes.driver.OpenSnapshot(ctx, volume, s.ID)
+		if err != nil {
+			return nil, nil, err
+		}
+		return snapshot{r}, func() { _ = r.Close() }, nil
+	}
+	return nil, nil, nbd.ErrUnknownExport
 }
 
 // List implements nbd.Exports.

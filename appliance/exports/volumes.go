@@ -152,7 +152,12 @@ func (s *Volumes) activate(ctx context.Context, id uuid.UUID) (*volumedriver.Vol
 		return nil, fmt.Errorf("activate volume %s: %w", id, err)
 	}
 	spec.Epoch = res.Epoch
-	v, err := s.driver.Create(ctx, spec)
+	var v *volumedriver.Volume
+	if _, known := s.driver.Stat(id); vol.Parent != nil && !known {
+		v, err = s.driver.Clone(ctx, vol.Parent.Volume, vol.Parent.Snapshot, spec)
+	} else {
+		v, err = s.driver.Create(ctx, spec)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open volume %s: %w", id, err)
 	}

@@ -28,6 +28,7 @@ type Engine struct {
 	volumes map[uuid.UUID]vdisk.Info
 	clients map[uuid.UUID]int
 	paths   map[uuid.UUID]string
+	family  map[uuid.UUID]*volume
 	deleted []uuid.UUID
 	fail    map[string]error
 }
@@ -173,6 +174,7 @@ func (e *Engine) Delete(_ context.Context, d state.Doomed) error {
 		return err
 	}
 	delete(e.volumes, d.ID)
+	delete(e.family, d.ID)
 	e.deleted = append(e.deleted, d.ID)
 	return nil
 }
@@ -194,11 +196,22 @@ func (e *Engine) Explain(_ context.Context, v state.Volume, offset int64) (vdisk
 
 // Log applies commands to a store at once, in the place of raft. Err, if set, is what every Apply answers.
 type Log struct {
-	// mu guards index and err.
-	mu    sync.Mutex
 	Store *state.Store
-	index uint64
-	err   error
+	// Now is the proposer's clock; nil is the real one.
+	Now func() time.Time
+
+	// mu guards the fields below.
+	mu      sync.Mutex
+	index   uint64
+	err     error
+	entries []byte
+}
+
+// Entries are the bytes of all entries so far, one after the other.
+func (l *Log) Entries() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.entries)
 }
 
 // NewLog returns a log with an empty store.
@@ -222,9 +235,14 @@ func (l *Log) Apply(ctx context.Context, cmd state.Command) (state.Result, error
 		return state.Result{}, l.err
 	}
 	l.index++
-	entry, err := state.Encode(cmd, uuid.New(), state.Time(time.Now().UnixNano()))
+	now := time.Now
+	if l.Now != nil {
+		now = l.Now
+	}
+	entry, err := state.Encode(cmd, uuid.New(), state.Time(now().UnixNano()))
 	if err != nil {
 		return state.Result{}, err
 	}
+	l.entries = append(l.entries, entry...)
 	return l.Store.Apply(l.index, entry)
 }

@@ -128,6 +128,8 @@ type Volume struct {
 	Size    int64  `json:"size"`
 	Created Time   `json:"created"`
 	Rev     uint64 `json:"rev"`
+	// Parent is what it is a clone of.
+	Parent *VolumeParent `json:"parent,omitempty"`
 }
 
 // Doomed is a volume that has no name any more and waits for the engine to delete what it holds.

@@ -34,6 +34,8 @@ type CreateInode struct {
 	Volume   uuid.UUID `json:"volume"`
 	Size     int64     `json:"size,omitempty"`
 	Epoch    uint64    `json:"epoch,omitempty"`
+	// Clone says that the volume begins as a snapshot of another one of the vPool.
+	Clone *VolumeParent `json:"clone,omitempty"`
 }
 
 func (*CreateInode) kind() (string, int) { return "create_inode", 1 }
@@ -49,7 +51,7 @@ func (c *CreateInode) check() error {
 	if c.How != Guarded && c.How != Unchecked && c.How != Exclusive || c.How != Guarded && c.Kind != File {
 		return invalid(object, fmt.Sprintf("%s create of a %s", c.How, c.Kind))
 	}
-	if c.Kind != File && (c.Volume != uuid.Nil || c.Size != 0 || c.Epoch != 0) || c.Kind != Symlink && c.Target != "" {
+	if c.Kind != File && (c.Volume != uuid.Nil || c.Size != 0 || c.Epoch != 0 || c.Clone != nil) || c.Kind != Symlink && c.Target != "" {
 		return invalid(object, "a volume is a file's, a target a link's")
 	}
 	switch c.Kind {
@@ -95,6 +97,11 @@ func (c *CreateInode) apply(t *tx) (Result, error) {
 	if _, err := t.Volume(c.Volume); c.Kind == File && (err == nil || t.isDoomed(c.Volume)) {
 		return Result{}, &Error{Err: ErrExist, Object: "volume " + c.Volume.String()}
 	}
+	if c.Clone != nil {
+		if of, err := t.Volume(c.Clone.Volume); err != nil || of.FSID != c.FSID {
+			return Result{}, missing("volume " + c.Clone.Volume.String())
+		}
+	}
 	p := *pool
 	n := &Inode{FSID: c.FSID, Ino: p.NextIno, Gen: generation(t.index), Parent: c.Parent, Name: c.Name, Kind: c.Kind, Mode: c.Mode,
 		UID: c.UID, GID: c.GID, Nlink: 1, Target: c.Target, Atime: t.at, Mtime: t.at, Ctime: t.at, Birth: t.at, Rev: t.index}
@@ -110,7 +117,7 @@ func (c *CreateInode) apply(t *tx) (Result, error) {
 			n.Verifier = c.Verifier
 		}
 		t.put(tVolume, &Volume{ID: c.Volume, Pool: p.ID, FSID: c.FSID, Ino: n.Ino, Epoch: c.Epoch, Kind: volumeKind(c.Name),
-			State: VolumeNew, Size: c.Size, Created: t.at, Rev: t.index})
+			State: VolumeNew, Size: c.Size, Created: t.at, Rev: t.index, Parent: c.Clone})
 	}
 	t.link(*dir, n)
 	t.put(tInode, n)
@@ -222,16 +229,19 @@ func (t *tx) depth(n *Inode) int {
 }
 
 func (t *tx) isDoomed(id uuid.UUID) bool {
-	_, ok := first[Doomed](&t.View, tDoomed, byID, id[:])
-	return ok
+	_, doomed := first[Doomed](&t.View, tDoomed, byID, id[:])
+	_, trashed := first[Trashed](&t.View, tTrash, byID, id[:])
+	return doomed || trashed
 }
 
-// RemoveInode takes a file or link away; the file's volume is doomed. Ino, unless 0, says which inode the caller means.
+// RemoveInode takes a file or link away; the file's volume is doomed, or kept in the trash until Keep. Ino, unless 0, says
+// which inode the caller means.
 type RemoveInode struct {
 	FSID uint64 `json:"fsid"`
 	Dir  uint64 `json:"dir"`
 	Name string `json:"name"`
 	Ino  uint64 `json:"ino,omitempty"`
+	Keep Time   `json:"keep,omitempty"`
 }
 
 func (*RemoveInode) kind() (string, int) { return "remove_inode", 1 }
@@ -247,7 +257,7 @@ func (c *RemoveInode) apply(t *tx) (Result, error) {
 		return Result{}, &Error{Err: ErrIsDir, Object: "name " + quote(c.Name)}
 	}
 	t.unlink(*dir, n)
-	return Result{Ino: n.Ino, Doomed: t.remove(n)}, nil
+	return Result{Ino: n.Ino, Doomed: t.remove(n, c.Keep)}, nil
 }
 
 // RemoveDir takes an empty directory away.
@@ -273,7 +283,7 @@ func (c *RemoveDir) apply(t *tx) (Result, error) {
 		return Result{}, &Error{Err: ErrNotEmpty, Object: "name " + quote(c.Name), Detail: fmt.Sprintf("holds %d names", n.Entries)}
 	}
 	t.unlink(*dir, n)
-	t.remove(n)
+	t.remove(n, 0)
 	return Result{Ino: n.Ino}, nil
 }
 
@@ -292,8 +302,9 @@ func (t *tx) named(fsid, dirIno uint64, name string, ino uint64) (dir, n *Inode,
 	return dir, n, nil
 }
 
-// remove deletes the row of an inode that is out of its directory, dooms its volume and returns the volume's id.
-func (t *tx) remove(n *Inode) uuid.UUID {
+// remove deletes the row of an inode that is out of its directory, dooms its volume, or keeps it in the trash until then, and
+// returns the volume's id.
+func (t *tx) remove(n *Inode, keep Time) uuid.UUID {
 	pool, err := t.vpoolByFSID(n.FSID)
 	if err != nil {
 		panic(err) // every inode's vpool exists
@@ -311,8 +322,7 @@ func (t *tx) remove(n *Inode) uuid.UUID {
 			panic(err)
 		}
 		t.del(tVolume, &v)
-		v.Rev = t.index
-		t.put(tDoomed, &Doomed{Volume: v, Path: path, Removed: t.at})
+		t.dispose(v, n, path, keep)
 		t.gone(Ref{Kind: ScopeVDisk, ID: v.ID})
 		t.fileEvent("delete", &p, n, "")
 	}
@@ -359,7 +369,7 @@ func (c *Rename) apply(t *tx) (Result, error) {
 	res := Result{Ino: n.Ino, Volume: n.Volume}
 	if taken {
 		t.unlink(*to, old)
-		res.Doomed = t.remove(old)
+		res.Doomed = t.remove(old, 0)
 	}
 	t.move(n, c.FromDir, c.ToDir, c.To)
 	return res, nil

@@ -31,6 +31,7 @@ var objects = []object{
 	brandingTable(25),
 	sinkTable(26),
 	secretTable(27),
+	trashTable(28),
 	removedTable(30),
 	joinTokenTable(31),
 	userTable(40),

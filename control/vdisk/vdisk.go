@@ -6,6 +6,11 @@
 //	c.Create(ctx, name, size) · c.List(ctx, pool) · c.Get(ctx, name) · c.Resize(ctx, name, size, shrink)
 //	c.Rename(ctx, from, to) · c.Delete(ctx, name, force) · c.Explain(ctx, name, offset)
 //	c.Adopt(ctx, pool, path, volume, size, epoch)              // a rebuild found this volume on the backend
+//	c.Snapshot · c.Snapshots · c.EditSnapshot · c.DeleteSnapshot · c.Clone · c.Rollback · c.SetTemplate · c.FromTemplate
+//	c.Trash · c.Restore · c.EmptyTrash
+//
+// Snapshots live with the volume's owner, in the engine: it is the truth about them, and state has no copy. A clone's volume
+// names its parent in state, so that any node can tell who hangs on whom and the first opening makes it a clone.
 //
 // Order of the steps, so that a crash between them loses and leaks nothing:
 //
@@ -13,6 +18,8 @@
 //	delete   commit (the name is gone, the volume is doomed) -> engine deletes -> commit that it is done
 //	rename   commit -> tell the engine, which writes the new path into the volume's root; every open tells it too
 //	resize   the engine's alone: it owns the size
+//	clone    commit the name with its volume and its parent -> the engine makes it; if it can't, the name goes again
+//	trash    commit (the name is gone, the volume is in the trash) -> when its time is over: doomed, as by a delete
 //
 // Run does the second and third step of a delete, whoever removed the name (NFS, API, a rename over it), and again at
 // every start, until the engine has succeeded.
@@ -53,6 +60,7 @@ type Engine interface {
 	Clients(id uuid.UUID) int
 	// Explain says where the block at a byte offset is.
 	Explain(ctx context.Context, v state.Volume, offset int64) (Explanation, error)
+	SnapshotEngine
 }
 
 // Info is what the engine knows of a volume. Used is allocated bytes, Pending those not yet on the backend.
@@ -60,6 +68,8 @@ type Info struct {
 	Size, Used, Pending int64
 	Modified            time.Time
 	Open                bool
+	// Template says that it takes no writes.
+	Template bool
 }
 
 // Explanation says where a block is. State is "log", "object" or "hole".
@@ -335,6 +345,10 @@ func (c *Controller) Delete(ctx context.Context, name string, force bool) error 
 	if d.Clients > 0 && !force {
 		return &state.Error{Err: state.ErrConflict, Object: "vdisk " + name, Detail: fmt.Sprintf("%d clients have it open", d.Clients),
 			Remedy: "detach it or shut its VM down, or force the deletion"}
+	}
+	if clones := c.clonesOf(d, uuid.Nil); len(clones) > 0 {
+		return &state.Error{Err: state.ErrConflict, Object: "vdisk " + name, Detail: fmt.Sprintf("%d clones hang on its snapshots", len(clones)),
+			By: clones[:min(len(clones), 10)], Remedy: "delete or flatten the clones first"}
 	}
 	_, err = c.cfg.Raft.Apply(ctx, &state.RemoveInode{FSID: d.Pool.FSID, Dir: d.Inode.Parent, Name: d.Inode.Name, Ino: d.Inode.Ino})
 	if err != nil {

@@ -1,0 +1,190 @@
+package enginetest
+
+import (
+	"context"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"varve/control/state"
+	"varve/control/vdisk"
+)
+
+// snapshots of one volume, and whether it is a template.
+type volume struct {
+	snaps    []vdisk.Snapshot
+	template bool
+	seq      uint64
+	parent   *state.VolumeParent
+}
+
+func (e *Engine) volumeLocked(id uuid.UUID) *volume {
+	if e.family == nil {
+		e.family = make(map[uuid.UUID]*volume)
+	}
+	if e.family[id] == nil {
+		e.family[id] = &volume{}
+	}
+	return e.family[id]
+}
+
+// Snapshot implements vdisk.SnapshotEngine.
+func (e *Engine) Snapshot(_ context.Context, v state.Volume, s vdisk.SnapshotSpec) (vdisk.Snapshot, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.fail["Snapshot"]; err != nil {
+		return vdisk.Snapshot{}, err
+	}
+	return e.snapshotLocked(v, s)
+}
+
+func (e *Engine) snapshotLocked(v state.Volume, s vdisk.SnapshotSpec) (vdisk.Snapshot, error) {
+	of := e.volumeLocked(v.ID)
+	for _, have := range of.snaps {
+		if have.Name == s.Name || have.ID == s.ID {
+			return vdisk.Snapshot{}, &state.Error{Err: state.ErrExist, Object: "snapshot " + s.Name}
+		}
+	}
+	of.seq++
+	size := v.Size
+	if i, ok := e.volumes[v.ID]; ok {
+		size = i.Size
+	}
+	out := vdisk.Snapshot{SnapshotSpec: s, Seq: of.seq, Size: size, Backed: true}
+	of.snaps = append(of.snaps, out)
+	return out, nil
+}
+
+// SnapshotGroup implements vdisk.SnapshotEngine.
+func (e *Engine) SnapshotGroup(_ context.Context, vs []state.Volume, s []vdisk.SnapshotSpec) ([]vdisk.Snapshot, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.fail["SnapshotGroup"]; err != nil {
+		return nil, err
+	}
+	var out []vdisk.Snapshot
+	for i, v := range vs {
+		one, err := e.snapshotLocked(v, s[i])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, one)
+	}
+	return out, nil
+}
+
+// Snapshots implements vdisk.SnapshotEngine.
+func (e *Engine) Snapshots(_ context.Context, v state.Volume) ([]vdisk.Snapshot, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.fail["Snapshots"]; err != nil {
+		return nil, err
+	}
+	out := slices.Clone(e.volumeLocked(v.ID).snaps)
+	for i := range out {
+		for _, of := range e.family {
+			if of.parent != nil && of.parent.Snapshot == out[i].ID {
+				out[i].Clones++
+			}
+		}
+	}
+	return out, nil
+}
+
+func (e *Engine) atLocked(v state.Volume, id uuid.UUID) (*volume, int, error) {
+	of := e.volumeLocked(v.ID)
+	i := slices.IndexFunc(of.snaps, func(s vdisk.Snapshot) bool { return s.ID == id })
+	if i < 0 {
+		return of, i, &state.Error{Err: state.ErrNotFound, Object: "snapshot " + id.String()}
+	}
+	return of, i, nil
+}
+
+// EditSnapshot implements vdisk.SnapshotEngine.
+func (e *Engine) EditSnapshot(_ context.Context, v state.Volume, id uuid.UUID, edit func(*vdisk.SnapshotSpec) error) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	of, i, err := e.atLocked(v, id)
+	if err != nil {
+		return err
+	}
+	now := of.snaps[i].SnapshotSpec
+	if err := edit(&now); err != nil {
+		return err
+	}
+	of.snaps[i].SnapshotSpec = now
+	return nil
+}
+
+// DeleteSnapshot implements vdisk.SnapshotEngine.
+func (e *Engine) DeleteSnapshot(_ context.Context, v state.Volume, id uuid.UUID) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.fail["DeleteSnapshot"]; err != nil {
+		return err
+	}
+	of, i, err := e.atLocked(v, id)
+	if err != nil {
+		return err
+	}
+	of.snaps = slices.Delete(of.snaps, i, i+1)
+	return nil
+}
+
+// SnapshotSpace implements vdisk.SnapshotEngine.
+func (e *Engine) SnapshotSpace(_ context.Context, v state.Volume, id uuid.UUID) (unique, shared int64, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, _, err = e.atLocked(v, id)
+	return 4096, 8192, err
+}
+
+// Rollback implements vdisk.SnapshotEngine.
+func (e *Engine) Rollback(_ context.Context, v state.Volume, id uuid.UUID, saveAs vdisk.SnapshotSpec) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.fail["Rollback"]; err != nil {
+		return err
+	}
+	if _, _, err := e.atLocked(v, id); err != nil {
+		return err
+	}
+	_, err := e.snapshotLocked(v, saveAs)
+	return err
+}
+
+// Clone implements vdisk.SnapshotEngine.
+func (e *Engine) Clone(_ context.Context, v state.Volume) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.fail["Clone"]; err != nil {
+		return err
+	}
+	e.volumeLocked(v.ID).parent = v.Parent
+	return nil
+}
+
+// SetTemplate implements vdisk.SnapshotEngine.
+func (e *Engine) SetTemplate(_ context.Context, v state.Volume, on bool) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.volumeLocked(v.ID).template = on
+	if e.volumes == nil {
+		e.volumes = make(map[uuid.UUID]vdisk.Info)
+	}
+	i, ok := e.volumes[v.ID]
+	if !ok {
+		i.Size = v.Size
+	}
+	i.Template = on
+	e.volumes[v.ID] = i
+	return nil
+}
+
+// Ledger implements vdisk.SnapshotEngine.
+func (e *Engine) Ledger(_ context.Context, v state.Volume) (vdisk.Ledger, error) {
+	return vdisk.Ledger{Accepted: 9, Logged: 9, Backed: 7, UnbackedBytes: 8192}, nil
+}
+
+// WaitLevel implements vdisk.SnapshotEngine.
+func (e *Engine) WaitLevel(context.Context, state.Volume, string) error { return nil }
