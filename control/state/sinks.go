@@ -20,17 +20,17 @@ type Sink struct {
 type SinkSpec struct {
 	Name string `json:"name"`
 	Kind string `json:"kind"`
-	// URL has no credentials in it; they are in Sealed.
+	// URL has no credentials in it: the signing key, or user and password, are the secret of the name CursorOf.
 	URL string `json:"url"`
-	// Sealed is the webhook's signing key or the AMQP user and password, encrypted under the cluster's key.
-	Sealed []byte `json:"sealed,omitempty"`
+	// CA is the PEM of what the receiver's certificate is checked against beside the public ones.
+	CA string `json:"ca,omitempty"`
 	// Exchange is AMQP's.
 	Exchange string `json:"exchange,omitempty"`
 	// Topics and Types choose events; empty chooses all.
 	Topics []string `json:"topics,omitempty"`
 	Types  []string `json:"types,omitempty"`
-	// Private allows addresses of private networks; those of this host, the link and cloud metadata are never allowed without it.
-	Private  bool `json:"private,omitempty"`
+	// Local allows addresses of this host and its link, where a cloud's metadata is too.
+	Local    bool `json:"local,omitempty"`
 	Disabled bool `json:"disabled,omitempty"`
 }
 
@@ -42,10 +42,10 @@ const (
 
 // Limits of sinks.
 const (
-	SinksMax           = 32
-	sinkFiltersMax     = 64
-	sinkSealedBytesMax = 4 << 10
-	sinkURLBytesMax    = 2048
+	SinksMax        = 32
+	sinkFiltersMax  = 64
+	sinkCABytesMax  = 16 << 10
+	sinkURLBytesMax = 2048
 )
 
 const (
@@ -92,8 +92,8 @@ func (c *SetSink) check() error {
 		return invalid(object, "kind "+quote(s.Kind))
 	case s.URL == "" || len(s.URL) > sinkURLBytesMax || !utf8.ValidString(s.URL):
 		return invalid(object, "URL is missing, too long or not UTF-8")
-	case len(s.Sealed) > sinkSealedBytesMax || len(s.Topics) > sinkFiltersMax || len(s.Types) > sinkFiltersMax:
-		return invalid(object, "secret or filters too long")
+	case len(s.CA) > sinkCABytesMax || !utf8.ValidString(s.CA) || len(s.Topics) > sinkFiltersMax || len(s.Types) > sinkFiltersMax:
+		return invalid(object, "CA or filters too long")
 	case len(s.Exchange) > NameBytesMax || !utf8.ValidString(s.Exchange):
 		return invalid(object, "exchange too long or not UTF-8")
 	}
@@ -127,7 +127,7 @@ func (c *SetSink) apply(t *tx) (Result, error) {
 		t.put(tCursor, &Cursor{Name: CursorOf(c.ID), Seq: t.EventsLast(), Rev: t.index})
 	}
 	row.SinkSpec, row.Rev = c.Spec, t.index
-	row.Topics, row.Types, row.Sealed = slices.Clone(row.Topics), slices.Clone(row.Types), slices.Clone(row.Sealed)
+	row.Topics, row.Types = slices.Clone(row.Topics), slices.Clone(row.Types)
 	t.put(tSink, &row)
 	t.emit("config_changed", tSink, c.Spec.Name, nil)
 	return Result{Object: c.ID, Created: !found}, nil

@@ -47,7 +47,7 @@ func busyTasks(m *machine) {
 	m.must(&SetPolicy{Scope: ScopeOfCluster(), Spec: PolicySpec{Retention: &Retention{Last: 3}}})
 	m.must(&SetConfig{Key: "k", Value: "v"})
 	m.must(&SetBranding{ID: m.id(), Name: "ours", Product: "Ours"})
-	m.must(&SetSink{ID: m.id(), Spec: SinkSpec{Name: "s", Kind: SinkAMQP, URL: "amqp://h", Sealed: []byte{1, 2}}})
+	m.must(&SetSink{ID: m.id(), Spec: SinkSpec{Name: "s", Kind: SinkAMQP, URL: "amqp://h", CA: "x"}})
 }
 
 func TestSnapshotRestore(t *testing.T) {
