@@ -33,11 +33,14 @@ func stored(t *testing.T, s *Store, h Handle) (leaves, pages int) {
 	return leaves, pages
 }
 
-// TestReleaseDeletes: whatever the order in which snapshots are made and deleted, there are never many more versions than can be
-// read.
+// TestReleaseDeletes: whatever the order in which snapshots are made and deleted, there are no versions but those that can be read.
+// Where leaves are cleared, there may be some that were written and cleared in the same generation.
 func TestReleaseDeletes(t *testing.T) {
 	const leaves = 300
-	for name, keep := range map[string]int{"none is kept": 0, "one is kept": 1, "three are kept": 3} {
+	for name, c := range map[string]struct {
+		keep  int
+		clear bool
+	}{"none is kept": {0, false}, "one is kept": {1, false}, "three are kept": {3, false}, "with clears": {2, true}} {
 		t.Run(name, func(t *testing.T) {
 			s := openStore(t, vfs.NewMem(1), 0)
 			defer closeStore(t, s)
@@ -45,14 +48,17 @@ func TestReleaseDeletes(t *testing.T) {
 			scatter(t, s, h, leaves, 1)
 			var live []uint32
 			r := rand.New(rand.NewPCG(1, 2))
-			for i := range 60 {
+			for i := range 100 {
+				for range 20 {
+					ok(t, s.Set(h, r.Uint64N(leaves)*LeafBlocks, MakeRef(uint32(i+2), 1), 1))
+					if c.clear {
+						ok(t, s.Clear(h, r.Uint64N(leaves)*LeafBlocks, LeafBlocks))
+					}
+				}
 				gen, err := s.Freeze(h, nil)
 				ok(t, err)
 				live = append(live, gen)
-				for range 100 {
-					ok(t, s.Set(h, r.Uint64N(leaves)*LeafBlocks, MakeRef(uint32(i+2), 1), 1))
-				}
-				for len(live) > keep {
+				for len(live) > c.keep {
 					k := r.IntN(len(live))
 					n := []uint32{0, live[k], gen + 1}
 					if k > 0 {
@@ -64,13 +70,68 @@ func TestReleaseDeletes(t *testing.T) {
 					ok(t, s.Release(h, n[1], n[0], n[2]))
 					live = slices.Delete(live, k, k+1)
 				}
+				visible := 0
+				ok(t, s.EachVersion(context.Background(), h, live, func(_ uint64, versions []Version) error {
+					visible += len(versions)
+					return nil
+				}))
 				l, p := stored(t, s, h)
-				if most := leaves * (len(live) + 2); l > most || p > len(live)+2 {
-					t.Fatalf("%d snapshots, %d leaves and %d pages are stored, want at most %d", len(live), l, p, most)
+				if i > 3 && !c.clear && l != visible || l > visible+leaves*(c.keep+1) || p > len(live)+2 {
+					t.Fatalf("%d snapshots, %d leaves and %d pages are stored, %d leaves can be read", len(live), l, p, visible)
 				}
 			}
 			ok(t, s.Check())
+			ok(t, s.Clear(h, 0, MaxBlocks)) // and without blocks, without versions
+			gen, err := s.Freeze(h, nil)
+			ok(t, err)
+			live = append(live, gen)
+			for i, gen := range live[:len(live)-1] {
+				ok(t, s.Release(h, gen, 0, live[i+1]))
+			}
+			if l, p := stored(t, s, h); len(live) > 1 && l != 0 || p > 2 {
+				t.Fatalf("%d leaves and %d pages are stored of a snapshot of nothing", l, p)
+			}
 		})
+	}
+}
+
+// TestReleaseDuringFlush: a leaf that was cleared, and is written again while Release looks for versions that nobody sees.
+func TestReleaseDuringFlush(t *testing.T) {
+	s := openStore(t, vfs.NewMem(1), 0)
+	defer closeStore(t, s)
+	h := handle(t, s)
+	const leaves = 1500
+	for i := range uint32(20) {
+		scatter(t, s, h, leaves, 3*i+1)
+		gen, err := s.Freeze(h, nil)
+		ok(t, err)
+		scatter(t, s, h, leaves, 3*i+2)
+		ok(t, s.Flush(h))
+		ok(t, s.Clear(h, 0, MaxBlocks))
+		var release sync.WaitGroup
+		release.Go(func() { check(t, s.Release(h, gen, 0, gen+1)) })
+		ordinal := 3*i + 3
+		for leaf := uint64(leaves); leaf > 0; leaf-- {
+			ok(t, s.Set(h, (leaf-1)*LeafBlocks+uint64(ordinal), MakeRef(ordinal, uint32(leaf-1)), 1))
+			if leaf%50 == 0 {
+				ok(t, s.Flush(h))
+			}
+		}
+		release.Wait()
+		gen, err = s.Freeze(h, nil)
+		ok(t, err)
+		v, err := s.OpenView(h, gen)
+		ok(t, err)
+		refs := make([]Ref, 1)
+		for leaf := range uint64(leaves) {
+			ok(t, s.Lookup(v, leaf*LeafBlocks+uint64(ordinal), refs))
+			if refs[0] != MakeRef(ordinal, uint32(leaf)) {
+				t.Fatalf("round %d, leaf %d: %x", i, leaf, refs[0])
+			}
+		}
+		ok(t, s.DropVolume(v))
+		ok(t, s.Release(h, gen, 0, gen+1))
+		ok(t, s.Clear(h, 0, MaxBlocks))
 	}
 }
 
@@ -314,48 +375,62 @@ func checkFrozen(t *testing.T, fs vfs.FS, h Handle, confirmed uint32, child Hand
 
 // TestFreezeOnFullDisk: it fails, nothing has happened, and it may be tried again.
 func TestFreezeOnFullDisk(t *testing.T) {
-	mem := vfs.NewMem(1)
-	s := openStore(t, mem, 0)
-	h := handle(t, s)
-	scatter(t, s, h, 50, 1)
-	first, err := s.Freeze(h, nil)
-	ok(t, err)
-	ok(t, s.Clear(h, 0, 20*LeafBlocks))
-	scatter(t, s, h, 10, 2) // fresh
-	mem.SetCapacity(reserveBytes)
-	s.unchecked.Store(0)
-	for range 3 {
-		if _, err := s.Freeze(h, nil); !errors.Is(err, blockio.ErrNoSpace) {
-			t.Fatalf("freeze on a full disk: %v", err)
-		}
-		if err := s.Release(h, first, 0, first+1); !errors.Is(err, blockio.ErrNoSpace) {
-			t.Fatalf("release on a full disk: %v", err)
-		}
-	}
-	ok(t, s.Check())
-	mem.SetCapacity(0)
-	second, err := s.Freeze(h, nil)
-	ok(t, err)
-	if second != first+1 {
-		t.Fatalf("generation %d after %d", second, first)
-	}
-	cut := mem.Crash(1, 0)
-	closeStore(t, s)
-	s = openStore(t, cut, 0)
-	defer closeStore(t, s)
-	for gen, want := range map[uint32][3]Ref{first: {MakeRef(1, 5), MakeRef(1, 15), MakeRef(1, 25)},
-		second: {MakeRef(2, 5), 0, MakeRef(1, 25)}} {
-		v, err := s.OpenView(h, gen)
+	for _, cleared := range []uint64{0, 20} {
+		mem := vfs.NewMem(1)
+		s := openStore(t, mem, 0)
+		h := handle(t, s)
+		scatter(t, s, h, 50, 1)
+		first, err := s.Freeze(h, nil)
 		ok(t, err)
-		for i, ref := range want {
-			refs := make([]Ref, 1)
-			ok(t, s.Lookup(v, uint64(i*10+5)*LeafBlocks+uint64(max(1, ref.Ordinal())), refs))
-			if refs[0] != ref {
-				t.Fatalf("generation %d, leaf %d: %x, want %x", gen, i*10+5, refs[0], ref)
+		ok(t, s.Clear(h, 0, cleared*LeafBlocks))
+		scatter(t, s, h, 10, 2)
+		mem.SetCapacity(reserveBytes)
+		s.unchecked.Store(0)
+		for range 3 {
+			if _, err := s.Freeze(h, nil); !errors.Is(err, blockio.ErrNoSpace) {
+				t.Fatalf("freeze on a full disk: %v", err)
+			}
+			if err := s.Release(h, first, 0, first+1); !errors.Is(err, blockio.ErrNoSpace) {
+				t.Fatalf("release on a full disk: %v", err)
 			}
 		}
+		ok(t, s.Check())
+		mem.SetCapacity(0)
+		second, err := s.Freeze(h, nil)
+		ok(t, err)
+		if second != first+1 {
+			t.Fatalf("generation %d after %d", second, first)
+		}
+		cut := mem.Crash(1, 0)
+		closeStore(t, s)
+		s = openStore(t, cut, 0)
+		ok(t, s.Check())
+		v, err := s.OpenView(h, first)
+		ok(t, err)
+		w, err := s.OpenView(h, second)
+		ok(t, err)
+		for leaf := range uint64(50) {
+			old, new := make([]Ref, 3), make([]Ref, 3)
+			ok(t, s.Lookup(v, leaf*LeafBlocks, old))
+			ok(t, s.Lookup(w, leaf*LeafBlocks, new))
+			wantOld, wantNew := []Ref{0, MakeRef(1, uint32(leaf)), 0}, []Ref{0, MakeRef(1, uint32(leaf)), 0}
+			if leaf < cleared {
+				wantNew[1] = 0
+			}
+			if leaf < 10 {
+				wantNew[2] = MakeRef(2, uint32(leaf))
+			}
+			if !slices.Equal(old, wantOld) || !slices.Equal(new, wantNew) {
+				t.Fatalf("leaf %d: %x and %x, want %x and %x", leaf, old, new, wantOld, wantNew)
+			}
+		}
+		changed := 0
+		ok(t, s.Changed(h, first, second, func(uint64) error { changed++; return nil }))
+		if want := max(10, int(cleared)); changed != want {
+			t.Fatalf("%d leaves changed, want %d", changed, want)
+		}
+		closeStore(t, s)
 	}
-	ok(t, s.Check())
 }
 
 // TestClearedLeafStaysCleared: a leaf that was cleared, written again and not flushed must not bring back what it was before, when
@@ -373,8 +448,13 @@ func TestClearedLeafStaysCleared(t *testing.T) {
 	ok(t, s.Checkpoint(nil, nil))
 	ok(t, s.Set(h, 50, MakeRef(3, 0), 1)) // applied again after the crash
 	ok(t, s.Set(h, LeafBlocks, MakeRef(3, 1), 1))
+	mem.SetCapacity(reserveBytes)
+	s.unchecked.Store(0)
+	if err := s.flushKeys([]uint64{memoryKey(h, 0)}); !errors.Is(err, blockio.ErrNoSpace) { // this does not count
+		t.Fatal(err)
+	}
+	mem.SetCapacity(0)
 	ok(t, s.flushKeys([]uint64{memoryKey(h, 1)})) // and with it the page
-	ok(t, s.Put(nil, true))
 	ok(t, s.Update([]KV{{[]byte("x"), nil}}, nil))
 	cut := mem.Crash(1, 0)
 	closeStore(t, s)
