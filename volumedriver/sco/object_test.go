@@ -872,3 +872,123 @@ func TestContainer(t *testing.T) {
 		t.Error("an SCO of another volume accepted", err)
 	}
 }
+
+// TestRefusedHeaders: what Finish would never write is refused, though the checksum is right.
+func TestRefusedHeaders(t *testing.T) {
+	good := func() *Header {
+		b := New(Header{Volume: volume, Epoch: 1, Seq: 2, FirstLog: 10, LastLog: 20}, 40, Options{Codec: S2, Align: 64})
+		for i := range uint64(40) {
+			p := make([]byte, bs)
+			if err := b.Add(i*3, p, fill(p, 1, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(b.AddZero(5, 2), b.AddZero(9, 2), b.AddMark(12, []byte("x")), b.AddMark(14, nil)); err != nil {
+			t.Fatal(err)
+		}
+		parts, err := b.Finish()
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := Parse(parts[0], nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	for name, change := range map[string]func(h *Header){
+		"log range":            func(h *Header) { h.LastLog = 9 },
+		"revert":               func(h *Header) { h.Revert = 11 },
+		"zeros empty":          func(h *Header) { h.Zeros[0].Blocks = 0 },
+		"zeros adjacent":       func(h *Header) { h.Zeros[0].Blocks = 4 },
+		"zeros order":          func(h *Header) { h.Zeros[0], h.Zeros[1] = h.Zeros[1], h.Zeros[0] },
+		"zeros beyond":         func(h *Header) { h.Zeros[1].Blocks = MaxLBA },
+		"zeros overflow":       func(h *Header) { h.Zeros[1].Blocks = 1<<64 - 1 },
+		"extent empty":         func(h *Header) { h.Extents[3].Blocks = 0 },
+		"extent order":         func(h *Header) { h.Extents[3].LBA = 1 },
+		"extents adjacent":     func(h *Header) { h.Extents[3].LBA = 7 },
+		"extent beyond":        func(h *Header) { h.Extents[39].LBA = MaxLBA },
+		"extent too long":      func(h *Header) { h.Extents[39].Blocks = 2 },
+		"index repeated":       func(h *Header) { h.Extents[3].Index = 2 },
+		"index back":           func(h *Header) { h.Extents[3].Index = 0 },
+		"index beyond":         func(h *Header) { h.Extents[39].Index = MaxBlocks },
+		"index gap too wide":   func(h *Header) { h.Extents[39].Index = 42 },
+		"first index":          func(h *Header) { h.Extents[0].Index = 1; h.Extents[1].Index = 2 },
+		"mark before":          func(h *Header) { h.Marks[0].Seq = 10 },
+		"mark beyond":          func(h *Header) { h.Marks[1].Seq = 21 },
+		"marks order":          func(h *Header) { h.Marks[0].Seq = 14 },
+		"frame too long":       func(h *Header) { h.frames.stored[0] = uint32(S2)<<24 | 4*bs },
+		"frame empty":          func(h *Header) { h.frames.stored[0] = uint32(S2) << 24 },
+		"raw frame":            func(h *Header) { h.frames.stored[0] = 4*bs - 1 },
+		"data bytes":           func(h *Header) { h.frames.bytes++ },
+		"a checksum less":      func(h *Header) { h.CRC = h.CRC[:39]; h.frames.blocks = 39 },
+	} {
+		h := good()
+		change(h)
+		b, err := h.encode(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Parse(b, nil); !errors.Is(err, ErrFormat) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	h := good()
+	h.frames.stored[0] |= 9 << 24
+	b, err := h.encode(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Parse(b, nil); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("codec 9: %v", err)
+	}
+	if b, err = good().encode(nil); err != nil || b[len(b)-1] != 0 {
+		t.Fatal("no padding to try", err)
+	}
+	b[len(b)-1] = 1
+	binary.LittleEndian.PutUint32(b[12:], headerCRC(b))
+	if _, err := Parse(b, nil); !errors.Is(err, ErrFormat) {
+		t.Errorf("padding: %v", err)
+	}
+}
+
+// TestRefusedContainers: entries that do not lie one after the other, or do not say what they hold.
+func TestRefusedContainers(t *testing.T) {
+	good := func() ([]byte, *Container) {
+		b := NewContainer(Container{Volume: volume, Epoch: 4, N: 2})
+		for i := range uint64(3) {
+			c := New(Header{Volume: volume, Epoch: 1, Seq: i + 1, FirstLog: i, LastLog: i + 1}, 1, Options{Align: 1})
+			p := make([]byte, bs)
+			if err := c.Add(7, p, fill(p, 1, i)); err != nil {
+				t.Fatal(err)
+			}
+			parts, err := c.Finish()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := b.Add(c.Header(), parts); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return bytes.Join(b.Finish(), nil), b.Container()
+	}
+	for name, change := range map[string]func(c *Container){
+		"offset":    func(c *Container) { c.Entries[1].Offset++ },
+		"overlap":   func(c *Container) { c.Entries[1].Offset = c.Entries[0].Offset },
+		"negative":  func(c *Container) { c.Entries[1].Offset = -1 },
+		"too short": func(c *Container) { c.Entries[2].Bytes = 100 },
+		"too long":  func(c *Container) { c.Entries[2].Bytes = MaxObjectBytes + 1 },
+		"live":      func(c *Container) { c.Entries[2].Live = MaxBlocks + 1 },
+		"other seq": func(c *Container) { c.Entries[2].Seq++ },
+		"epoch":     func(c *Container) { c.Entries[2].Epoch++ },
+		"fewer":     func(c *Container) { c.Entries[2].Live = 0 },
+		"volume":    func(c *Container) { c.Volume[0]++ },
+	} {
+		object, c := good()
+		change(c)
+		forged := append(c.encode(), object[c.headerBytes():len(object)-FooterBytes]...)
+		if _, err := VerifyContainer(append(forged, c.footer()...), nil); !errors.Is(err, ErrFormat) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
