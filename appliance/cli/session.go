@@ -20,7 +20,7 @@ import (
 	"varve/appliance/server"
 	"varve/appliance/transfer"
 	"varve/control/api/client"
-	v1 "varve/control/api/v1"
+	v1 "varve/control/api/customer"
 	"varve/control/state"
 )
 
@@ -262,7 +262,7 @@ func (e *env) completeVDisks(cmd *cobra.Command, args []string, _ string) ([]str
 		return nil, cobra.ShellCompDirectiveDefault
 	}
 	return e.complete(cmd, func(ctx context.Context, s *session) ([]string, error) {
-		list, err := s.VDisks(ctx, "")
+		list, err := s.VDisks(ctx, "", client.Select{})
 		var names []string
 		for _, d := range list {
 			names = append(names, d.Name)

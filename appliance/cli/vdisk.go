@@ -6,7 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"varve/control/api/v1"
+	"varve/control/api/client"
+	v1 "varve/control/api/customer"
 	"varve/control/bytesize"
 )
 
@@ -54,7 +55,7 @@ func (e *env) vdiskList() *cobra.Command {
 				pool = args[0]
 			}
 			return e.call("list vdisks", pool, func(s *session) error {
-				disks, err := s.VDisks(s.ctx(cmd), pool)
+				disks, err := s.VDisks(s.ctx(cmd), pool, client.Select{})
 				if err != nil {
 					return err
 				}

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"time"
 
-	"varve/control/api/v1"
+	v1 "varve/control/api/customer"
 	"varve/control/bytesize"
 )
 

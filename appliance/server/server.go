@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -18,7 +17,8 @@ import (
 
 	"varve/appliance/exports"
 	"varve/control/api"
-	v1 "varve/control/api/v1"
+	v1 "varve/control/api/customer"
+	"varve/control/auth"
 	"varve/gateway/nbd"
 	"varve/gateway/nfs"
 )
@@ -29,14 +29,16 @@ func held(err error) bool { return errors.Is(err, syscall.EWOULDBLOCK) }
 type Summary struct {
 	Data string `json:"data"`
 	// Addresses as others reach them; empty when off.
-	NBD       string   `json:"nbd,omitempty"`
-	NFS       string   `json:"nfs,omitempty"`
-	HTTPS     string   `json:"https,omitempty"`
-	Portmap   string   `json:"portmap,omitempty"`
-	NBDSocket string   `json:"nbd_socket"`
-	APISocket string   `json:"api_socket"`
-	TokenFile string   `json:"token_file"`
-	CAFile    string   `json:"ca_file"`
+	NBD       string `json:"nbd,omitempty"`
+	NFS       string `json:"nfs,omitempty"`
+	HTTPS     string `json:"https,omitempty"`
+	Portmap   string `json:"portmap,omitempty"`
+	NBDSocket string `json:"nbd_socket"`
+	APISocket string `json:"api_socket"`
+	TokenFile string `json:"token_file"`
+	CAFile    string `json:"ca_file"`
+	// SetupCode makes the first administrator; empty once there is one.
+	SetupCode string   `json:"setup_code,omitempty"`
 	Fresh     bool     `json:"fresh"` // this start made it
 	Component string   `json:"component"`
 	VPools    []string `json:"vpools"`
@@ -77,6 +79,7 @@ type appliance struct {
 	nbdLocal *nbd.Server
 	nfs      *nfs.Server
 	api      *api.Server
+	auth     *auth.Authenticator
 	ready    atomic.Bool
 }
 
@@ -114,7 +117,8 @@ func (a *appliance) wire(ctx context.Context) error {
 	observed := newNFSMetrics(a.metrics, func() nfs.Stats { return a.nfs.Stats() })
 	a.nfs = nfs.New(nfs.Config{Namespace: exports.NewNFS(a.raft, store, a.volumes, a.pools, nfsLog), Verifier: a.driver.Verifier,
 		Log: nfsLog, Observe: observed.observe})
-	a.api, err = api.New(api.Config{VPools: a.vpools, VDisks: a.vdisks, Nodes: a.nodes, Store: store, Status: a.status, Ready: a.notReady,
+	a.auth = auth.New(auth.Config{Raft: a.raft, Store: store, Vault: a.secrets, Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "auth"))})
+	a.api, err = api.New(api.Config{Raft: a.raft, Auth: a.auth, VPools: a.vpools, VDisks: a.vdisks, Nodes: a.nodes, Store: store, Status: a.status, Ready: a.notReady,
 		Metrics: promhttp.HandlerFor(a.metrics, promhttp.HandlerOpts{}), Version: a.cfg.Version,
 		Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "api"))})
 	return err
@@ -282,6 +286,9 @@ func (a *appliance) summary() Summary {
 		Component: component(a.raft.Cluster(), a.raft.ID(), "appliance")}
 	if a.cfg.Portmap != Off {
 		s.Portmap = a.cfg.Portmap
+	}
+	if a.auth.NeedsSetUp() {
+		s.SetupCode = a.auth.SetUpCode()
 	}
 	for _, p := range a.raft.State().View().VPools() {
 		s.VPools = append(s.VPools, p.Name)

@@ -1,21 +1,28 @@
-// Package api serves the customer API (its JSON is package v1) on DATA/varve.sock and over HTTPS.
+// Package api serves the customer API (customer/openapi.yaml) and the internal API (internal/openapi.yaml) on DATA/varve.sock and over
+// HTTPS. The generated code turns requests into calls of customerAPI and internalAPI, which call controllers and nothing else.
 //
-//	s, err := api.New(api.Config{VPools, VDisks, Nodes, Store, …})
+//	s, err := api.New(api.Config{VPools, VDisks, Nodes, Store, Raft, Auth, …})
 //	ln, err := api.ListenUnix(path)                    // mode 0600, replaces a socket left behind
 //	s.Serve(ctx, ln, nil)                              // unix socket
 //	s.Serve(ctx, tcp, pkiServer.TLS())                 // HTTPS; nil when ctx ends
 //	created, err := api.EnsureAdminToken(ctx, raft, store, dataDir)   // DATA/admin.token at the first start
 //
-// Who may call: every route names its access when it is registered, and one place checks it.
+// # The way of a request
 //
-//	open      anybody: /healthz /readyz
-//	local     anybody on this host, else as admin: /metrics
-//	admin     the unix socket (its file's mode, and the peer is root or this process's user), or a bearer token
+//	observe       an id, headers against guessing browsers
+//	guarded       who calls (socket peer, bearer token, session cookie) and may it: roles of the specification, origin and CSRF token of
+//	              browsers, vPools that credentials are bound to, rate; nothing of the body is read before
+//	once          Idempotency-Key: the same request again gets the same answer
+//	decode        strict JSON of bounded size and depth, no unknown field
+//	a handler     If-Match, dryRun, confirm; then the controller
+//	audit         every change, sign-in and refusal, before it is answered
+//	fail          the one place where errors become application/problem+json
 //
-// A token is 256 random bits; state holds its SHA-256. Until there is a sign-in, the token in DATA/admin.token is the one.
+// An operation that the specification does not have cannot be registered, and one without roles does not start the server.
+// Besides them: /healthz /readyz /api /api/docs and the specifications, open to anybody; /metrics for this host, or any role.
 //
-// Limits (reliability.md 4.2): body 1 MiB, header 32 KiB, JSON depth 32, unknown fields refused, read-header 5 s, read 30 s,
-// write 60 s, 512 connections, 64 per address. Errors are application/problem+json, all made in problem.go.
+// Limits (reliability.md 4.2): body 1 MiB, header 32 KiB, JSON depth 32, read-header 5 s, read 30 s, write 60 s, 512 connections, 64 per
+// address, 100 calls a second per caller.
 package api
 
 import (
@@ -30,7 +37,8 @@ import (
 
 	"github.com/labstack/echo/v4"
 
-	v1 "varve/control/api/v1"
+	v1 "varve/control/api/customer"
+	"varve/control/auth"
 	"varve/control/node"
 	"varve/control/state"
 	"varve/control/vdisk"
@@ -51,8 +59,10 @@ const (
 	drainTimeout      = 5 * time.Second
 )
 
-// Config wires a server. VPools, VDisks, Nodes, Store are required.
+// Config wires a server. VPools, VDisks, Nodes, Store, Raft and Auth are required.
 type Config struct {
+	Raft   auth.Proposer
+	Auth   *auth.Authenticator
 	VPools *vpool.Controller
 	VDisks *vdisk.Controller
 	Nodes  *node.Controller
@@ -73,14 +83,20 @@ type Config struct {
 type Server struct {
 	cfg     Config
 	echo    *echo.Echo
-	routes  []route
+	auth    *auth.Authenticator
+	origin  *http.CrossOriginProtection
+	limits  *limiter
 	started time.Time
 	self    uint32 // the user whose connections the unix socket takes, besides root
+
+	customer, internal *document
+	operations         []operation // of both
+	plain              []plainRoute
 }
 
 // New wires a server and starts nothing.
 func New(cfg Config) (*Server, error) {
-	if cfg.VPools == nil || cfg.VDisks == nil || cfg.Nodes == nil || cfg.Store == nil {
+	if cfg.VPools == nil || cfg.VDisks == nil || cfg.Nodes == nil || cfg.Store == nil || cfg.Raft == nil || cfg.Auth == nil {
 		return nil, errors.New("api server: a controller is missing")
 	}
 	if cfg.Log == nil {
@@ -89,11 +105,15 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Metrics == nil {
 		cfg.Metrics = http.NotFoundHandler()
 	}
-	s := &Server{cfg: cfg, echo: echo.New(), started: time.Now(), self: ownUser()}
+	s := &Server{cfg: cfg, echo: echo.New(), auth: cfg.Auth, origin: http.NewCrossOriginProtection(), limits: newLimiter(),
+		started: time.Now(), self: ownUser()}
 	s.echo.HideBanner, s.echo.HidePort = true, true
 	s.echo.HTTPErrorHandler = s.fail
+	s.echo.Binder = strictBinder{}
 	s.echo.Use(s.observe)
-	s.register()
+	if err := s.register(); err != nil {
+		return nil, fmt.Errorf("api server: %w", err)
+	}
 	return s, nil
 }
 

@@ -22,7 +22,8 @@ import (
 	"go.uber.org/goleak"
 
 	"varve/control/api/client"
-	v1 "varve/control/api/v1"
+	v1 "varve/control/api/customer"
+	"varve/control/auth"
 	"varve/control/enginetest"
 	"varve/control/node"
 	"varve/control/pki"
@@ -42,6 +43,8 @@ type world struct {
 	log    *enginetest.Log
 	engine *enginetest.Engine
 	server *Server
+	auth   *auth.Authenticator
+	clock  *clock
 	token  string
 	logged *lockedBuffer
 	ready  error
@@ -65,7 +68,8 @@ func (l *lockedBuffer) String() string {
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{T: t, dir: t.TempDir(), log: enginetest.NewLog(), engine: &enginetest.Engine{}, logged: &lockedBuffer{}}
+	w := &world{T: t, dir: t.TempDir(), log: enginetest.NewLog(), engine: &enginetest.Engine{}, logged: &lockedBuffer{}, clock: &clock{at: time.Now()}}
+	w.log.Now = w.clock.now
 	self := uuid.New()
 	nodes := node.New(w.log, w.log.Store, self)
 	pools := vpool.New(vpool.Config{Raft: w.log, Store: w.log.Store, Engine: w.engine})
@@ -83,7 +87,8 @@ func newWorld(t *testing.T) *world {
 	if w.token, err = client.ReadToken(filepath.Join(w.dir, tokenFile)); err != nil {
 		t.Fatal(err)
 	}
-	w.server, err = New(Config{VPools: pools, VDisks: disks, Nodes: nodes, Store: w.log.Store, Version: "test",
+	w.auth = auth.New(auth.Config{Raft: w.log, Store: w.log.Store, Vault: newVault(), Now: w.clock.now, Log: slog.New(slog.NewTextHandler(w.logged, nil))})
+	w.server, err = New(Config{Raft: w.log, Auth: w.auth, VPools: pools, VDisks: disks, Nodes: nodes, Store: w.log.Store, Version: "test",
 		Log:     slog.New(slog.NewTextHandler(w.logged, nil)),
 		Ready:   func() error { return w.ready },
 		Metrics: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { io.WriteString(rw, "varve_up 1\n") }),
@@ -103,6 +108,7 @@ func (w *world) do(method, path, body string) (int, string, http.Header) {
 	w.Helper()
 	r := httptest.NewRequest(method, path, strings.NewReader(body))
 	r.Header.Set("Authorization", "Bearer "+w.token)
+	r.Header.Set("If-Match", "*")
 	rec := httptest.NewRecorder()
 	w.server.Handler().ServeHTTP(rec, r)
 	return rec.Code, rec.Body.String(), rec.Header()
@@ -146,41 +152,43 @@ func TestEndpoints(t *testing.T) {
 	if p.Name != "fast" || p.Backend != "local:///srv/fast" || len(p.Clients) != 1 || p.Findings["create-only"] == "" || p.Free == 0 {
 		t.Fatalf("%+v", p)
 	}
-	ok("PATCH", base+"/vpools/fast", fmt.Sprintf(`{"clients":[],"rev":%d}`, p.Rev), 200, &p)
+	ok("PATCH", base+"/vpools/fast", `{"clients":[]}`, 200, &p)
 	if len(p.Clients) != 0 {
 		t.Fatalf("%+v", p)
 	}
-	var pools []v1.VPool
-	if ok("GET", base+"/vpools", "", 200, &pools); len(pools) != 2 || pools[0].Name != "default" || len(pools[0].Clients) != 5 {
+	var pools v1.VPoolList
+	if ok("GET", base+"/vpools", "", 200, &pools); len(pools.Items) != 2 || pools.Items[0].Name != "default" || len(pools.Items[0].Clients) != 5 {
 		t.Fatalf("%+v", pools)
 	}
-	ok("DELETE", base+"/vpools/fast", "", 204, nil)
+	ok("DELETE", base+"/vpools/fast?confirm=fast", "", 204, nil)
 
 	var d v1.VDisk
 	ok("POST", base+"/vdisks", `{"name":"default/vm/a b","size":"10GiB"}`, 201, &d)
 	if d.Name != "default/vm/a b" || d.Size != 10<<30 || d.File != "/vm/a b.raw" || d.State != "new" {
 		t.Fatalf("%+v", d)
 	}
-	at := base + "/vdisks/default/vm/a%20b"
+	at := base + "/vdisks/default%2Fvm%2Fa%20b"
 	ok("GET", at, "", 200, &d)
 	ok("PATCH", at, `{"size":21474836480}`, 200, &d)
 	if d.Size != 20<<30 || !d.Open {
 		t.Fatalf("%+v", d)
 	}
-	ok("PATCH", at, `{"size":"1GiB","shrink":true}`, 200, &d)
+	w.problem("PATCH", at, `{"size":"1GiB","shrink":true}`, 428, "confirmation_required")
+	ok("PATCH", at+"?confirm=default/vm/a%20b", `{"size":"1GiB","shrink":true}`, 200, &d)
+	ok("GET", base+"/vdisks/"+d.ID.String(), "", 200, &d)
 	ok("PATCH", at, `{"name":"default/b"}`, 200, &d)
 	if d.Name != "default/b" || d.Size != 1<<30 {
 		t.Fatalf("%+v", d)
 	}
-	var disks []v1.VDisk
-	if ok("GET", base+"/vdisks?vpool=default", "", 200, &disks); len(disks) != 1 {
+	var disks v1.VDiskList
+	if ok("GET", base+"/vdisks?vpool=default&count=true", "", 200, &disks); len(disks.Items) != 1 || *disks.Count != 1 {
 		t.Fatalf("%+v", disks)
 	}
 	var e v1.Explanation
-	if ok("GET", base+"/explain/default/b?lba=3", "", 200, &e); e.Offset != 12288 || e.LBA != 3 || e.State != "object" || e.CRC != "00000abc" {
+	if ok("GET", base+"/vdisks/default%2Fb/explain?lba=3", "", 200, &e); e.Offset != 12288 || e.LBA != 3 || e.State != "object" || e.CRC != "00000abc" {
 		t.Fatalf("%+v", e)
 	}
-	ok("GET", base+"/explain/default/b?offset=4097", "", 200, &e)
+	ok("GET", base+"/vdisks/default%2Fb/explain?offset=4097", "", 200, &e)
 	var s v1.Status
 	if ok("GET", base+"/status", "", 200, &s); s.State != "ok" || s.VDisks != 1 || s.Node != "n1" || len(s.Services) != 1 || !s.Ready {
 		t.Fatalf("%+v", s)
@@ -192,13 +200,14 @@ func TestEndpoints(t *testing.T) {
 	w.problem("GET", "/readyz", "", 503, "unavailable")
 	w.ready = nil
 	ok("GET", "/readyz", "", 200, nil)
-	var nodes []v1.Node
-	if ok("GET", base+"/nodes", "", 200, &nodes); len(nodes) != 1 || !nodes[0].Self {
+	var nodes v1.NodeList
+	if ok("GET", base+"/nodes", "", 200, &nodes); len(nodes.Items) != 1 || !nodes.Items[0].Self {
 		t.Fatalf("%+v", nodes)
 	}
 	var r v1.RebuildReport
 	ok("POST", base+"/rebuild", `{"name":"x"}`, 200, &r)
-	ok("DELETE", base+"/vdisks/default/b?force=false", "", 204, nil)
+	w.problem("DELETE", base+"/vdisks/default%2Fb", "", 428, "confirmation_required")
+	ok("DELETE", base+"/vdisks/default%2Fb?force=false&confirm=default/b", "", 204, nil)
 	ok("GET", "/metrics", "", 200, nil)
 }
 
@@ -208,11 +217,11 @@ func TestProblems(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p := w.problem("GET", base+"/vdisks/default/nope", "", 404, "not_found"); p.Object != "vdisk default/nope" {
+	if p := w.problem("GET", base+"/vdisks/default%2Fnope", "", 404, "not_found"); p.Object != "vdisk default/nope" {
 		t.Fatalf("%+v", p)
 	}
-	w.problem("GET", base+"/vdisks/nope/x", "", 404, "not_found")
-	w.problem("GET", base+"/vdisks/default/..%2f..%2fetc", "", 400, "invalid")
+	w.problem("GET", base+"/vdisks/nope%2Fx", "", 404, "not_found")
+	w.problem("GET", base+"/vdisks/default%2f..%2f..%2fetc", "", 400, "invalid")
 	w.problem("GET", base+"/vpools/nope", "", 404, "not_found")
 	w.problem("GET", base+"/nodes/nope", "", 404, "not_found")
 	w.problem("GET", base+"/nope", "", 404, "not_found")
@@ -222,22 +231,35 @@ func TestProblems(t *testing.T) {
 	w.problem("POST", base+"/vdisks", `{"name":"default/e","size":"10 parsecs"}`, 400, "invalid")
 	w.problem("POST", base+"/vdisks", `{"name":"default/e","size":1e30}`, 400, "invalid")
 	w.problem("POST", base+"/vpools", `{"name":"B","backend":"local:///b"}`, 400, "invalid")
-	if p := w.problem("DELETE", base+"/vpools/default", "", 409, "not_empty"); len(p.By) != 1 || p.By[0] != "d" || p.Remedy == "" {
+	if p := w.problem("DELETE", base+"/vpools/default?confirm=default", "", 409, "not_empty"); len(p.By) != 1 || p.By[0] != "d" || p.Remedy == "" {
 		t.Fatalf("%+v", p)
 	}
-	if p := w.problem("PATCH", base+"/vpools/default", `{"clients":[],"rev":99}`, 409, "conflict"); p.Rev == 0 {
-		t.Fatalf("%+v", p)
+	for _, c := range []struct {
+		match  string
+		status int
+		code   string
+	}{{`"999"`, 412, "stale"}, {"", 428, "precondition_required"}, {"x", 400, "invalid"}, {`"0"`, 400, "invalid"}} {
+		r := httptest.NewRequest("PATCH", base+"/vpools/default", strings.NewReader(`{"clients":[]}`))
+		r.Header.Set("Authorization", "Bearer "+w.token)
+		if c.match != "" {
+			r.Header.Set("If-Match", c.match)
+		}
+		rec := httptest.NewRecorder()
+		w.server.Handler().ServeHTTP(rec, r)
+		if rec.Code != c.status || !strings.Contains(rec.Body.String(), `"code":"`+c.code+`"`) || c.code == "stale" && !strings.Contains(rec.Body.String(), `"rev":`) {
+			t.Errorf("If-Match %q: %d %s", c.match, rec.Code, rec.Body)
+		}
 	}
 	w.problem("PATCH", base+"/vpools/default", `{}`, 400, "invalid")
-	w.problem("PATCH", base+"/vdisks/default/d", `{}`, 400, "invalid")
-	w.problem("PATCH", base+"/vdisks/default/d", `{"size":512,"name":"default/e"}`, 400, "invalid")
-	w.problem("PATCH", base+"/vdisks/default/d", `{"size":512}`, 409, "conflict")
+	w.problem("PATCH", base+"/vdisks/default%2Fd", `{}`, 400, "invalid")
+	w.problem("PATCH", base+"/vdisks/default%2Fd", `{"size":512,"name":"default/e"}`, 400, "invalid")
+	w.problem("PATCH", base+"/vdisks/default%2Fd", `{"size":512}`, 409, "conflict")
 	w.engine.SetClients(d.Volume.ID, 1)
-	w.problem("DELETE", base+"/vdisks/default/d", "", 409, "conflict")
-	w.problem("DELETE", base+"/vdisks/default/d?force=perhaps", "", 400, "invalid")
+	w.problem("DELETE", base+"/vdisks/default%2Fd?confirm=default/d", "", 409, "conflict")
+	w.problem("DELETE", base+"/vdisks/default%2Fd?force=perhaps", "", 400, "invalid")
 	for _, q := range []string{"", "?lba=1&offset=1", "?lba=-1", "?lba=x", "?lba=99999999999999999999",
 		"?lba=1125899906842625", "?offset=1073741824"} {
-		w.problem("GET", base+"/explain/default/d"+q, "", 400, "invalid")
+		w.problem("GET", base+"/vdisks/default%2Fd/explain"+q, "", 400, "invalid")
 	}
 	w.log.Fail(fmt.Errorf("%w: planted", raft.ErrUnavailable))
 	if p := w.problem("POST", base+"/vdisks", `{"name":"default/e","size":512}`, 503, "unavailable"); p.Remedy == "" {
@@ -247,7 +269,7 @@ func TestProblems(t *testing.T) {
 	w.problem("POST", base+"/vdisks", `{"name":"default/e","size":512}`, 507, "no_space")
 	w.log.Fail(nil)
 	w.engine.Fail("Resize", errors.New("disk on fire"))
-	w.problem("PATCH", base+"/vdisks/default/d", `{"size":2147483648}`, 500, "internal")
+	w.problem("PATCH", base+"/vdisks/default%2Fd", `{"size":2147483648}`, 500, "internal")
 	if !strings.Contains(w.logged.String(), "disk on fire") {
 		t.Fatal("an internal error is not in the log")
 	}
@@ -277,83 +299,10 @@ func TestStrictJSON(t *testing.T) {
 	}
 }
 
-// Who may call what, for every line of the router table: a route without a rule of its own is admin.
-func TestAccessMatrix(t *testing.T) {
-	w := newWorld(t)
-	if len(w.server.routes) != len(w.server.echo.Routes()) {
-		t.Fatalf("%d routes in the table, %d in the router", len(w.server.routes), len(w.server.echo.Routes()))
-	}
-	unix := func(p peer) func(*http.Request) {
-		return func(r *http.Request) {
-			*r = *r.WithContext(context.WithValue(r.Context(), peerKey{}, p))
-		}
-	}
-	callers := []struct {
-		name   string
-		as     func(*http.Request)
-		admits map[access]int // 0 = admitted
-	}{
-		{"nobody", func(*http.Request) {}, map[access]int{admin: 401, local: 401}},
-		{"loopback", func(r *http.Request) { r.RemoteAddr = "127.0.0.1:999" }, map[access]int{admin: 401}},
-		{"loopback through a proxy", func(r *http.Request) {
-			r.RemoteAddr = "127.0.0.1:999"
-			r.Header.Set("X-Forwarded-For", "192.0.2.1")
-		}, map[access]int{admin: 401, local: 401}},
-		{"wrong token", func(r *http.Request) { r.Header.Set("Authorization", "Bearer varve_x") }, map[access]int{admin: 401, local: 401}},
-		{"empty token", func(r *http.Request) { r.Header.Set("Authorization", "Bearer ") }, map[access]int{admin: 401, local: 401}},
-		{"endless token", func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+strings.Repeat("x", 10000)) },
-			map[access]int{admin: 401, local: 401}},
-		{"basic", func(r *http.Request) { r.SetBasicAuth("admin", w.token) }, map[access]int{admin: 401, local: 401}},
-		{"token", func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+w.token) }, nil},
-		{"token, lower case scheme", func(r *http.Request) { r.Header.Set("Authorization", "bearer "+w.token) }, nil},
-		{"socket, own user", unix(peer{unix: true, known: true, uid: w.server.self}), nil},
-		{"socket, root", unix(peer{unix: true, known: true, uid: 0}), nil},
-		{"socket, another user", unix(peer{unix: true, known: true, uid: 12345}), map[access]int{admin: 403, local: 403}},
-		{"socket, unknown user", unix(peer{unix: true}), map[access]int{admin: 403, local: 403}},
-	}
-	for _, route := range w.server.routes {
-		path := strings.NewReplacer(":name", "nope", "*", "default/nope").Replace(route.path)
-		for _, caller := range callers {
-			r := httptest.NewRequest(route.method, path, strings.NewReader("{}"))
-			caller.as(r)
-			rec := httptest.NewRecorder()
-			w.server.Handler().ServeHTTP(rec, r)
-			want := caller.admits[route.access]
-			refused := rec.Code == 401 || rec.Code == 403
-			if want != 0 && rec.Code != want || want == 0 && refused {
-				t.Errorf("%s %s as %s: %d, want %d", route.method, route.path, caller.name, rec.Code, want)
-			}
-			if refused && rec.Code == 401 && rec.Header().Get("WWW-Authenticate") == "" {
-				t.Errorf("%s %s as %s: no WWW-Authenticate", route.method, route.path, caller.name)
-			}
-		}
-		// Tricks with the path or method reach no handler without a token.
-		for _, trick := range []struct{ method, path string }{
-			{route.method, "/" + path}, {route.method, path + "/"}, {route.method, strings.ToUpper(path)},
-			{route.method, strings.Replace(path, "/api", "/%61pi", 1)}, {"HEAD", path}, {"OPTIONS", path}, {"TRACE", path}} {
-			if route.access != admin {
-				continue
-			}
-			r := httptest.NewRequest(trick.method, trick.path, nil)
-			r.Header.Set("X-HTTP-Method-Override", route.method)
-			rec := httptest.NewRecorder()
-			w.server.Handler().ServeHTTP(rec, r)
-			if rec.Code < 400 && rec.Code != 204 || rec.Code == 204 && trick.method != "OPTIONS" {
-				t.Errorf("%s %s without a token: %d %s", trick.method, trick.path, rec.Code, rec.Body)
-			}
-		}
-	}
-	// A revoked token stops working.
-	if _, err := w.log.Apply(t.Context(), &state.DeleteToken{Name: adminToken}); err != nil {
-		t.Fatal(err)
-	}
-	w.problem("GET", base+"/vpools", "", 401, "unauthenticated")
-}
-
 func TestAdminToken(t *testing.T) {
 	w := newWorld(t)
 	info, err := os.Stat(filepath.Join(w.dir, tokenFile))
-	if err != nil || info.Mode().Perm() != 0o600 || len(w.token) < 40 || !strings.HasPrefix(w.token, tokenPrefix) {
+	if err != nil || info.Mode().Perm() != 0o600 || len(w.token) < 40 || !strings.HasPrefix(w.token, auth.TokenPrefix) {
 		t.Fatal(info, err)
 	}
 	if created, err := EnsureAdminToken(t.Context(), w.log, w.log.Store, w.dir); created || err != nil {
@@ -432,7 +381,7 @@ func useClient(t *testing.T, c *client.Client) {
 	check(c.Ready(ctx))
 	_, err := c.CreateVPool(ctx, v1.VPoolCreate{Name: "fast", Backend: "local:///fast"})
 	check(err)
-	_, err = c.PatchVPool(ctx, "fast", v1.VPoolPatch{Clients: []string{"10.0.0.0/8"}})
+	_, err = c.PatchVPool(ctx, "fast", v1.VPoolPatch{Clients: []string{"10.0.0.0/8"}}, client.Change{})
 	check(err)
 	pools, err := c.VPools(ctx)
 	check(err)
@@ -447,7 +396,7 @@ func useClient(t *testing.T, c *client.Client) {
 	check(err)
 	got, err := c.VDisk(ctx, "default/plain")
 	check(err)
-	disks, err := c.VDisks(ctx, "default")
+	disks, err := c.VDisks(ctx, "default", client.Select{})
 	check(err)
 	e, err := c.Explain(ctx, "default/plain", 8192)
 	check(err)
@@ -593,9 +542,11 @@ func TestHeaderLimit(t *testing.T) {
 // No body may panic a handler or change more than it says.
 func FuzzRequest(f *testing.F) {
 	f.Add("POST", "/vdisks", `{"name":"default/x","size":"1GiB"}`)
-	f.Add("PATCH", "/vdisks/default/x", `{"size":512}`)
+	f.Add("PATCH", "/vdisks/default%2Fx", `{"size":512}`)
+	f.Add("POST", "/users", `{"name":"x","password":"correct horse battery"}`)
+	f.Add("GET", "/vdisks?filter=size>1GiB%20and%20not%20(name~%22x%22)&sort=-size,name&limit=3", "")
 	f.Add("POST", "/vpools", `{"name":"x","backend":"local:///x","clients":["10.0.0.0/8"]}`)
-	f.Add("GET", "/explain/default/x?lba=1", "")
+	f.Add("GET", "/vdisks/default%2Fx/explain?lba=1", "")
 	f.Fuzz(func(t *testing.T, method, path, body string) {
 		w := newWorld(t)
 		r, err := http.NewRequest(method, "http://varve"+base+path, strings.NewReader(body))

@@ -8,7 +8,15 @@ import (
 	"io"
 	"mime"
 	"net/http"
+
+	"github.com/labstack/echo/v4"
 )
+
+// strictBinder reads the bodies that the generated code asks for. Queries, paths and forms are read by the generated code itself.
+type strictBinder struct{}
+
+// Bind implements echo.Binder.
+func (strictBinder) Bind(into any, c echo.Context) error { return decode(c.Request(), into) }
 
 // decode reads a request's JSON strictly: the right content type, one value of bounded size and depth, no unknown field.
 func decode(r *http.Request, into any) error {

@@ -4,11 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
+	"strconv"
 
 	"github.com/labstack/echo/v4"
 
-	v1 "varve/control/api/v1"
+	v1 "varve/control/api/customer"
+	"varve/control/auth"
 	"varve/control/raft"
 	"varve/control/state"
 )
@@ -31,6 +34,9 @@ var meanings = []struct {
 	{state.ErrNotDir, http.StatusBadRequest, "invalid", "Not a directory"},
 	{state.ErrXDev, http.StatusBadRequest, "invalid", "On another vPool"},
 	{state.ErrLoop, http.StatusBadRequest, "invalid", "Moved into itself"},
+	{auth.ErrUnauthenticated, http.StatusUnauthorized, "unauthenticated", "Not signed in"},
+	{auth.ErrCodeNeeded, http.StatusUnauthorized, "code_needed", "A second factor is needed"},
+	{auth.ErrForbidden, http.StatusForbidden, "forbidden", "Not allowed"},
 	{raft.ErrUnavailable, http.StatusServiceUnavailable, "unavailable", "Unavailable"},
 	{context.Canceled, http.StatusServiceUnavailable, "unavailable", "Cancelled"},
 	{context.DeadlineExceeded, http.StatusServiceUnavailable, "unavailable", "Timed out"},
@@ -56,6 +62,19 @@ func problem(err error) *v1.Problem {
 	if e, ok := errors.AsType[*state.Error](err); ok {
 		p.Object, p.By, p.Remedy, p.Rev = e.Object, e.By, e.Remedy, e.Rev
 	}
+	if p.Code == "conflict" && p.Rev != 0 {
+		p.Status, p.Code, p.Title = http.StatusPreconditionFailed, "stale", "Changed meanwhile"
+	}
+	if w, ok := errors.AsType[*auth.WaitError](err); ok {
+		p.Status, p.Code, p.Title = http.StatusTooManyRequests, "rate_limited", "Too many failures"
+		p.Remedy = "wait " + strconv.Itoa(int(math.Ceil(w.Wait.Seconds()))) + " seconds"
+	}
+	if p.Code == "unauthenticated" {
+		p.Detail, p.Remedy = "name, password, code, secret or token is wrong, or has ended", "try again, or ask an administrator"
+	}
+	if p.Code == "code_needed" {
+		p.Remedy = "send the code that the authenticator app shows"
+	}
 	if p.Code == "unavailable" && p.Remedy == "" {
 		p.Remedy = "look whether the change was made, then try again"
 	}
@@ -68,6 +87,10 @@ func fromHTTP(he *echo.HTTPError) *v1.Problem {
 	switch he.Code {
 	case http.StatusNotFound:
 		p.Code, p.Detail = "not_found", "no such path"
+	case http.StatusBadRequest:
+		if text, ok := he.Message.(string); ok { // a parameter that the generated code could not read
+			p.Detail, p.Remedy = clip(text), "see /api/docs"
+		}
 	case http.StatusMethodNotAllowed:
 		p.Code, p.Detail = "method", "this path does not take that method"
 	}
@@ -87,6 +110,16 @@ func (s *Server) fail(err error, c echo.Context) {
 		s.cfg.Log.Warn("api answer broke off", "request", requestID(c), "err", err)
 		return
 	}
+	if e, ok := errors.AsType[*effect](err); ok {
+		body, err := json.Marshal(e.Effect)
+		if err == nil {
+			err = c.Blob(http.StatusOK, "application/effect+json", body)
+		}
+		if err != nil {
+			s.cfg.Log.Debug("api client went away", "request", requestID(c), "err", err)
+		}
+		return
+	}
 	p := problem(err)
 	p.Type, p.RequestID = "urn:varve:problem:"+p.Code, requestID(c)
 	if p.Code == "internal" {
@@ -95,6 +128,9 @@ func (s *Server) fail(err error, c echo.Context) {
 	}
 	if p.Status == http.StatusUnauthorized {
 		c.Response().Header().Set("WWW-Authenticate", "Bearer")
+	}
+	if w, ok := errors.AsType[*auth.WaitError](err); ok {
+		c.Response().Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(w.Wait.Seconds()))))
 	}
 	body, merr := json.Marshal(p)
 	if merr == nil {

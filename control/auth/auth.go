@@ -1,7 +1,7 @@
 // Package auth says who a caller is and what it may do: users with passwords, second factors or OpenID Connect, sessions of the
 // console, API clients and tokens, the first administrator, and the log of what all of them did.
 //
-//	a := auth.New(auth.Config{Raft: node, Store: node.State(), Sealer: sealer, Log: log})
+//	a := auth.New(auth.Config{Raft: node, Store: node.State(), Vault: secrets, Log: log})
 //	a.Bearer(token, from) (Principal, error)            Authorization: Bearer …
 //	a.Cookie(ctx, cookie, from) (Principal, error)      the console's session
 //	a.SignIn(ctx, Credentials) (SignedIn, error)        password, and a code where a second factor is set up
@@ -14,7 +14,7 @@
 //
 //	password      argon2id as a PHC string; a sign-in that succeeds makes it anew if the parameters have changed
 //	token, client secret, session cookie     256 random bits; the state holds their SHA-256
-//	TOTP key      sealed (Sealer) before it enters the raft log
+//	TOTP key      in the Vault, which seals it before it enters the raft log
 //	set-up code   memory of one process
 //
 // So neither the raft log, nor a snapshot, nor the API's answers ever hold what would let somebody in, but for the one answer that
@@ -72,10 +72,11 @@ type Proposer interface {
 	Apply(ctx context.Context, cmd state.Command) (state.Result, error)
 }
 
-// Sealer keeps secrets that must be read again. What is bound must be given again to open.
-type Sealer interface {
-	Seal(plain []byte, bound string) (string, error)
-	Open(sealed, bound string) ([]byte, error)
+// Vault keeps secrets sealed in the state; secrets.Store is one.
+type Vault interface {
+	Set(ctx context.Context, name string, plain []byte) error
+	Get(name string) ([]byte, error)
+	Delete(ctx context.Context, name string) error
 }
 
 // Times.
@@ -98,11 +99,11 @@ const tokenBytesMax = 256
 
 // Config wires an Authenticator. Raft and Store are required.
 type Config struct {
-	Raft   Proposer
-	Store  *state.Store
-	Sealer Sealer // nil: no second factors
-	Log    *slog.Logger
-	Now    func() time.Time
+	Raft  Proposer
+	Store *state.Store
+	Vault Vault // nil: no second factors
+	Log   *slog.Logger
+	Now   func() time.Time
 }
 
 // Authenticator of one node.

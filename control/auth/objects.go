@@ -422,27 +422,40 @@ func (a *Authenticator) OwnerName(t state.Token) string {
 	return t.Owner.String()
 }
 
-// EnrolTOTP makes a key for a second factor that is not active before ConfirmTOTP has seen a code of it. sealed is to be given
-// back to ConfirmTOTP; uri is for the authenticator app.
-func (a *Authenticator) EnrolTOTP(p Principal, issuer string) (uri, sealed string, err error) {
+// totpOn marks a user whose key is in the vault.
+const totpOn = "vault"
+
+func totpName(user uuid.UUID) string    { return "totp/" + user.String() }
+func totpPending(user uuid.UUID) string { return "totp-pending/" + user.String() }
+
+func (a *Authenticator) secondFactor(p Principal) error {
 	if p.Kind != KindUser || p.Session == uuid.Nil {
-		return "", "", fmt.Errorf("%w: sign in with a password for this", ErrForbidden)
+		return fmt.Errorf("%w: sign in with a password for this", ErrForbidden)
 	}
-	if a.cfg.Sealer == nil {
-		return "", "", fmt.Errorf("%w: this appliance cannot keep secrets", ErrForbidden)
+	if a.cfg.Vault == nil {
+		return fmt.Errorf("%w: this appliance cannot keep secrets", ErrForbidden)
 	}
-	key := newTOTPKey()
-	sealed, err = a.cfg.Sealer.Seal(key, totpBound(p.ID))
-	return totpURI(key, p.Name, issuer), sealed, err
+	return nil
 }
 
-func totpBound(user uuid.UUID) string { return "totp " + user.String() }
+// EnrolTOTP makes a key for a second factor, which is not active before ConfirmTOTP has seen a code of it. uri is for the
+// authenticator app.
+func (a *Authenticator) EnrolTOTP(ctx context.Context, p Principal, issuer string) (uri string, err error) {
+	if err := a.secondFactor(p); err != nil {
+		return "", err
+	}
+	key := newTOTPKey()
+	if err := a.cfg.Vault.Set(ctx, totpPending(p.ID), key); err != nil {
+		return "", err
+	}
+	return totpURI(key, p.Name, issuer), nil
+}
 
 func (a *Authenticator) openTOTP(u state.User) ([]byte, error) {
-	if a.cfg.Sealer == nil {
+	if a.cfg.Vault == nil {
 		return nil, fmt.Errorf("open the second factor of user %s: %w", u.Name, ErrForbidden)
 	}
-	key, err := a.cfg.Sealer.Open(string(u.TOTP), totpBound(u.ID))
+	key, err := a.cfg.Vault.Get(totpName(u.ID))
 	if err != nil {
 		return nil, fmt.Errorf("open the second factor of user %s: %w", u.Name, err)
 	}
@@ -450,20 +463,29 @@ func (a *Authenticator) openTOTP(u state.User) ([]byte, error) {
 }
 
 // ConfirmTOTP turns the second factor on. All the user's sessions end.
-func (a *Authenticator) ConfirmTOTP(ctx context.Context, p Principal, sealed, code string) error {
-	if p.Kind != KindUser || p.Session == uuid.Nil || a.cfg.Sealer == nil {
-		return fmt.Errorf("%w: sign in with a password for this", ErrForbidden)
+func (a *Authenticator) ConfirmTOTP(ctx context.Context, p Principal, code string) error {
+	if err := a.secondFactor(p); err != nil {
+		return err
 	}
-	key, err := a.cfg.Sealer.Open(sealed, totpBound(p.ID))
+	key, err := a.cfg.Vault.Get(totpPending(p.ID))
+	if errors.Is(err, state.ErrNotFound) {
+		return &state.Error{Err: state.ErrConflict, Object: "second factor", Detail: "none has been made for this user", Remedy: "make one first"}
+	}
 	if err != nil {
-		return &state.Error{Err: state.ErrInvalid, Object: "second factor", Detail: "it is not the one that was made for this user"}
+		return err
 	}
 	if totpMatch(key, code, a.cfg.Now(), 0) == 0 {
 		return &state.Error{Err: state.ErrInvalid, Object: "second factor", Detail: "the code is wrong",
 			Remedy: "check the clock of the device that shows it"}
 	}
-	_, err = a.cfg.Raft.Apply(ctx, &state.SetUser{ID: p.ID, TOTP: &sealed})
-	return err
+	if err := a.cfg.Vault.Set(ctx, totpName(p.ID), key); err != nil {
+		return err
+	}
+	on := totpOn
+	if _, err := a.cfg.Raft.Apply(ctx, &state.SetUser{ID: p.ID, TOTP: &on}); err != nil {
+		return err
+	}
+	return a.cfg.Vault.Delete(ctx, totpPending(p.ID))
 }
 
 // Entry is what Record writes.

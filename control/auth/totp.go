@@ -52,3 +52,16 @@ func totpURI(key []byte, user, issuer string) string {
 	q := url.Values{"secret": {base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(key)}, "issuer": {issuer}}
 	return (&url.URL{Scheme: "otpauth", Host: "totp", Path: "/" + issuer + ":" + user, RawQuery: q.Encode()}).String()
 }
+
+// CodeOf is the code that an authenticator app would show for a key given as URI, at a time.
+func CodeOf(uri string, at time.Time) (string, error) {
+	u, err := url.Parse(uri)
+	if err != nil {
+		return "", fmt.Errorf("read key: %w", err)
+	}
+	key, err := base32.StdEncoding.WithPadding(base32.NoPadding).DecodeString(u.Query().Get("secret"))
+	if err != nil {
+		return "", fmt.Errorf("read key: %w", err)
+	}
+	return totpCode(key, at.Unix()/totpStep), nil
+}

@@ -79,7 +79,7 @@ type User struct {
 	Disabled bool        `json:"disabled,omitempty"`
 	// Password is a PHC string; "" for nobody's password.
 	Password SecretText `json:"-"`
-	// TOTP is the sealed key of the second factor, "" for none; TOTPStep the last time step that was accepted.
+	// TOTP says where the key of the second factor is, "" for none; TOTPStep the last time step that was accepted.
 	TOTP     SecretText `json:"-"`
 	TOTPStep int64      `json:"totp_step,omitempty"`
 	Created  Time       `json:"created"`

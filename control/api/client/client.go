@@ -24,7 +24,8 @@ import (
 	"strings"
 	"time"
 
-	v1 "varve/control/api/v1"
+	v1 "varve/control/api/customer"
+	"varve/control/api/internal"
 )
 
 // ErrUnreachable: no answer came.
@@ -107,22 +108,77 @@ func dialUnix(ctx context.Context, path string) (net.Conn, error) {
 // Close lets go of idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// call sends in, unless nil, as JSON and decodes the answer into out, unless nil.
-func (c *Client) call(ctx context.Context, method, path string, query url.Values, in, out any) error {
-	var body io.Reader
-	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
-			return fmt.Errorf("%s %s: %w", method, path, err)
+// request is one call.
+type request struct {
+	method, path string // path escaped
+	query        url.Values
+	header       http.Header
+	in, out      any // JSON, unless nil
+}
+
+// Raw is an answer as it came.
+type Raw struct {
+	Status int
+	Header http.Header
+	Body   []byte
+}
+
+// call sends a request and decodes the answer.
+func (c *Client) call(ctx context.Context, q request) error {
+	var body []byte
+	if q.in != nil {
+		var err error
+		if body, err = json.Marshal(q.in); err != nil {
+			return fmt.Errorf("%s %s: %w", q.method, q.path, err)
 		}
-		body = bytes.NewReader(b)
 	}
-	target := c.base + (&url.URL{Path: path, RawQuery: query.Encode()}).String()
-	r, err := http.NewRequestWithContext(ctx, method, target, body)
+	raw, err := c.send(ctx, q, body)
 	if err != nil {
-		return fmt.Errorf("%s %s: %w", method, path, err)
+		return err
 	}
-	if in != nil {
+	if q.out == nil || raw.Status == http.StatusNoContent {
+		return nil
+	}
+	if err := json.Unmarshal(raw.Body, q.out); err != nil {
+		return fmt.Errorf("%s %s: the answer does not decode: %w", q.method, q.path, err)
+	}
+	return nil
+}
+
+// Do sends any request to a path of the appliance, such as /api/customer/v1/vdisks?limit=5, with a JSON body unless it is nil.
+func (c *Client) Do(ctx context.Context, method, path string, header http.Header, body []byte) (Raw, error) {
+	return c.send(ctx, request{method: method, path: path, header: header}, body)
+}
+
+func (c *Client) send(ctx context.Context, q request, body []byte) (Raw, error) {
+	resp, err := c.open(ctx, q, body)
+	if err != nil {
+		return Raw{}, err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, answerBytesMax))
+	if err != nil {
+		return Raw{}, fmt.Errorf("%w: the answer broke off: %w", ErrUnreachable, err)
+	}
+	if resp.StatusCode >= 300 {
+		return Raw{}, failure(resp, answer)
+	}
+	return Raw{Status: resp.StatusCode, Header: resp.Header, Body: answer}, nil
+}
+
+func (c *Client) open(ctx context.Context, q request, body []byte) (*http.Response, error) {
+	target := c.base + q.path
+	if len(q.query) > 0 {
+		target += "?" + q.query.Encode()
+	}
+	r, err := http.NewRequestWithContext(ctx, q.method, target, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", q.method, q.path, err)
+	}
+	for k, v := range q.header {
+		r.Header[k] = v
+	}
+	if body != nil && r.Header.Get("Content-Type") == "" {
 		r.Header.Set("Content-Type", "application/json")
 	}
 	if c.token != "" {
@@ -130,23 +186,128 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 	}
 	resp, err := c.http.Do(r)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, answerBytesMax))
-	if err != nil {
-		return fmt.Errorf("%w: the answer broke off: %w", ErrUnreachable, err)
+	return resp, nil
+}
+
+// at is the path of an object below the customer API.
+func at(parts ...string) string {
+	var b strings.Builder
+	b.WriteString(v1.Prefix)
+	for _, p := range parts {
+		b.WriteString("/" + url.PathEscape(p))
 	}
-	if resp.StatusCode >= 300 {
-		return failure(resp, answer)
+	return b.String()
+}
+
+// Change says how a change is to be made: only if the object is still at Rev (0: whatever it is), really or as a dry run, confirmed by
+// the object's name.
+type Change struct {
+	Rev     uint64
+	Confirm string
+	DryRun  bool
+	Force   bool
+}
+
+func (g Change) header() http.Header {
+	if g.Rev == 0 {
+		return http.Header{"If-Match": {"*"}}
 	}
-	if out == nil {
-		return nil
+	return http.Header{"If-Match": {`"` + strconv.FormatUint(g.Rev, 10) + `"`}}
+}
+
+func (g Change) query() url.Values {
+	q := url.Values{}
+	if g.Confirm != "" {
+		q.Set("confirm", g.Confirm)
 	}
-	if err := json.Unmarshal(answer, out); err != nil {
-		return fmt.Errorf("%s %s: the answer does not decode: %w", method, path, err)
+	if g.DryRun {
+		q.Set("dryRun", "true")
 	}
-	return nil
+	if g.Force {
+		q.Set("force", "true")
+	}
+	return q
+}
+
+const pageLimit = 1000
+
+// list reads all pages of a list.
+func list[T any](ctx context.Context, c *Client, path string, query url.Values) ([]T, error) {
+	out := []T{}
+	q := url.Values{"limit": {strconv.Itoa(pageLimit)}}
+	for k, v := range query {
+		q[k] = v
+	}
+	for {
+		var page struct {
+			Items []T    `json:"items"`
+			Next  string `json:"next"`
+		}
+		if err := c.call(ctx, request{method: http.MethodGet, path: path, query: q, out: &page}); err != nil {
+			return nil, err
+		}
+		out = append(out, page.Items...)
+		if page.Next == "" {
+			return out, nil
+		}
+		q.Set("cursor", page.Next)
+	}
+}
+
+// Select narrows and orders a list: Filter and Sort as the API has them.
+type Select struct{ Filter, Sort string }
+
+func (s Select) query() url.Values {
+	q := url.Values{}
+	if s.Filter != "" {
+		q.Set("filter", s.Filter)
+	}
+	if s.Sort != "" {
+		q.Set("sort", s.Sort)
+	}
+	return q
+}
+
+// List reads all pages of a list of the customer API, such as "users".
+func List[T any](ctx context.Context, c *Client, what string, s Select) ([]T, error) {
+	return list[T](ctx, c, at(strings.Split(what, "/")...), s.query())
+}
+
+// Get reads one object, such as Get[v1.User](ctx, c, "users", "alice").
+func Get[T any](ctx context.Context, c *Client, path ...string) (out T, err error) {
+	return out, c.call(ctx, request{method: http.MethodGet, path: at(path...), out: &out})
+}
+
+// Post makes something. A dry run's effect is returned instead of out.
+func Post[T any](ctx context.Context, c *Client, in any, g Change, path ...string) (out T, effect *v1.Effect, err error) {
+	return send[T](ctx, c, http.MethodPost, in, g, nil, path)
+}
+
+// Patch changes something.
+func Patch[T any](ctx context.Context, c *Client, in any, g Change, path ...string) (out T, effect *v1.Effect, err error) {
+	return send[T](ctx, c, http.MethodPatch, in, g, g.header(), path)
+}
+
+// Delete takes something away.
+func Delete(ctx context.Context, c *Client, g Change, path ...string) (effect *v1.Effect, err error) {
+	_, effect, err = send[struct{}](ctx, c, http.MethodDelete, nil, g, g.header(), path)
+	return effect, err
+}
+
+func send[T any](ctx context.Context, c *Client, method string, in any, g Change, header http.Header, path []string) (out T, effect *v1.Effect, err error) {
+	q := request{method: method, path: at(path...), query: g.query(), header: header, in: in}
+	if g.DryRun {
+		effect = &v1.Effect{}
+		q.out = effect
+	} else {
+		q.out = &out
+	}
+	if err := c.call(ctx, q); err != nil {
+		return out, nil, err
+	}
+	return out, effect, nil
 }
 
 func failure(resp *http.Response, answer []byte) error {
@@ -158,93 +319,133 @@ func failure(resp *http.Response, answer []byte) error {
 }
 
 // VPools lists all vPools.
-func (c *Client) VPools(ctx context.Context) (out []v1.VPool, err error) {
-	return out, c.call(ctx, http.MethodGet, v1.Prefix+"/vpools", nil, nil, &out)
+func (c *Client) VPools(ctx context.Context) ([]v1.VPool, error) {
+	return List[v1.VPool](ctx, c, "vpools", Select{})
 }
 
 // VPool returns one vPool.
-func (c *Client) VPool(ctx context.Context, name string) (out v1.VPool, err error) {
-	return out, c.call(ctx, http.MethodGet, v1.Prefix+"/vpools/"+name, nil, nil, &out)
+func (c *Client) VPool(ctx context.Context, name string) (v1.VPool, error) {
+	return Get[v1.VPool](ctx, c, "vpools", name)
 }
 
 // CreateVPool makes a vPool.
-func (c *Client) CreateVPool(ctx context.Context, in v1.VPoolCreate) (out v1.VPool, err error) {
-	return out, c.call(ctx, http.MethodPost, v1.Prefix+"/vpools", nil, in, &out)
+func (c *Client) CreateVPool(ctx context.Context, in v1.VPoolCreate) (v1.VPool, error) {
+	out, _, err := Post[v1.VPool](ctx, c, in, Change{}, "vpools")
+	return out, err
 }
 
 // PatchVPool changes who may mount.
-func (c *Client) PatchVPool(ctx context.Context, name string, in v1.VPoolPatch) (out v1.VPool, err error) {
-	return out, c.call(ctx, http.MethodPatch, v1.Prefix+"/vpools/"+name, nil, in, &out)
+func (c *Client) PatchVPool(ctx context.Context, name string, in v1.VPoolPatch, g Change) (v1.VPool, error) {
+	out, _, err := Patch[v1.VPool](ctx, c, in, g, "vpools", name)
+	return out, err
+}
+
+// SetVPoolCredentials changes the credentials of a vPool's bucket.
+func (c *Client) SetVPoolCredentials(ctx context.Context, name string, k v1.Credentials) error {
+	return c.call(ctx, request{method: http.MethodPut, path: at("vpools", name, "credentials"), in: k})
 }
 
 // DeleteVPool takes an empty vPool away.
 func (c *Client) DeleteVPool(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodDelete, v1.Prefix+"/vpools/"+name, nil, nil, nil)
+	_, err := Delete(ctx, c, Change{Confirm: name}, "vpools", name)
+	return err
 }
 
 // VDisks lists the vDisks of a vPool, or of all for "".
-func (c *Client) VDisks(ctx context.Context, vpool string) (out []v1.VDisk, err error) {
-	q := url.Values{}
+func (c *Client) VDisks(ctx context.Context, vpool string, s Select) ([]v1.VDisk, error) {
+	q := s.query()
 	if vpool != "" {
 		q.Set("vpool", vpool)
 	}
-	return out, c.call(ctx, http.MethodGet, v1.Prefix+"/vdisks", q, nil, &out)
+	return list[v1.VDisk](ctx, c, at("vdisks"), q)
 }
 
-// VDisk returns one vDisk by "vpool/path".
-func (c *Client) VDisk(ctx context.Context, name string) (out v1.VDisk, err error) {
-	return out, c.call(ctx, http.MethodGet, v1.Prefix+"/vdisks/"+name, nil, nil, &out)
+// VDisk returns one vDisk by "vpool/path" or id.
+func (c *Client) VDisk(ctx context.Context, name string) (v1.VDisk, error) {
+	return Get[v1.VDisk](ctx, c, "vdisks", name)
 }
 
 // CreateVDisk makes a sparse vDisk.
-func (c *Client) CreateVDisk(ctx context.Context, name string, size int64) (out v1.VDisk, err error) {
-	in := v1.VDiskCreate{Name: name, Size: v1.Size(size)}
-	return out, c.call(ctx, http.MethodPost, v1.Prefix+"/vdisks", nil, in, &out)
+func (c *Client) CreateVDisk(ctx context.Context, name string, size int64) (v1.VDisk, error) {
+	out, _, err := Post[v1.VDisk](ctx, c, v1.VDiskCreate{Name: name, Size: v1.Size(size)}, Change{}, "vdisks")
+	return out, err
 }
 
 // ResizeVDisk sets a vDisk's size; a smaller one needs shrink.
-func (c *Client) ResizeVDisk(ctx context.Context, name string, size int64, shrink bool) (out v1.VDisk, err error) {
-	s := v1.Size(size)
-	return out, c.call(ctx, http.MethodPatch, v1.Prefix+"/vdisks/"+name, nil, v1.VDiskPatch{Size: &s, Shrink: shrink}, &out)
+func (c *Client) ResizeVDisk(ctx context.Context, name string, size int64, shrink bool) (v1.VDisk, error) {
+	s, g := v1.Size(size), Change{}
+	if shrink {
+		g.Confirm = name
+	}
+	out, _, err := Patch[v1.VDisk](ctx, c, v1.VDiskPatch{Size: &s, Shrink: shrink}, g, "vdisks", name)
+	return out, err
 }
 
 // RenameVDisk moves a vDisk to another name of its vPool.
-func (c *Client) RenameVDisk(ctx context.Context, name, to string) (out v1.VDisk, err error) {
-	return out, c.call(ctx, http.MethodPatch, v1.Prefix+"/vdisks/"+name, nil, v1.VDiskPatch{Name: to}, &out)
+func (c *Client) RenameVDisk(ctx context.Context, name, to string) (v1.VDisk, error) {
+	out, _, err := Patch[v1.VDisk](ctx, c, v1.VDiskPatch{Name: to}, Change{}, "vdisks", name)
+	return out, err
 }
 
 // DeleteVDisk takes a vDisk away, also while a client has it open if force.
 func (c *Client) DeleteVDisk(ctx context.Context, name string, force bool) error {
-	return c.call(ctx, http.MethodDelete, v1.Prefix+"/vdisks/"+name, url.Values{"force": {strconv.FormatBool(force)}}, nil, nil)
+	_, err := Delete(ctx, c, Change{Confirm: name, Force: force}, "vdisks", name)
+	return err
 }
 
 // Nodes lists all nodes.
-func (c *Client) Nodes(ctx context.Context) (out []v1.Node, err error) {
-	return out, c.call(ctx, http.MethodGet, v1.Prefix+"/nodes", nil, nil, &out)
+func (c *Client) Nodes(ctx context.Context) ([]v1.Node, error) {
+	return List[v1.Node](ctx, c, "nodes", Select{})
 }
 
 // Node returns one node by name or id.
-func (c *Client) Node(ctx context.Context, name string) (out v1.Node, err error) {
-	return out, c.call(ctx, http.MethodGet, v1.Prefix+"/nodes/"+name, nil, nil, &out)
+func (c *Client) Node(ctx context.Context, name string) (v1.Node, error) {
+	return Get[v1.Node](ctx, c, "nodes", name)
 }
 
 // Status of the appliance.
-func (c *Client) Status(ctx context.Context) (out v1.Status, err error) {
-	return out, c.call(ctx, http.MethodGet, v1.Prefix+"/status", nil, nil, &out)
+func (c *Client) Status(ctx context.Context) (v1.Status, error) {
+	return Get[v1.Status](ctx, c, "status")
 }
 
 // Explain says where the block at a byte offset of a vDisk is.
 func (c *Client) Explain(ctx context.Context, name string, offset int64) (out v1.Explanation, err error) {
 	q := url.Values{"offset": {strconv.FormatInt(offset, 10)}}
-	return out, c.call(ctx, http.MethodGet, v1.Prefix+"/explain/"+name, q, nil, &out)
+	return out, c.call(ctx, request{method: http.MethodGet, path: at("vdisks", name, "explain"), query: q, out: &out})
 }
 
 // Rebuild opens a vPool again from its backend.
 func (c *Client) Rebuild(ctx context.Context, in v1.RebuildRequest) (out v1.RebuildReport, err error) {
-	return out, c.call(ctx, http.MethodPost, v1.Prefix+"/rebuild", nil, in, &out)
+	return out, c.call(ctx, request{method: http.MethodPost, path: at("rebuild"), in: in, out: &out})
+}
+
+// SetupCode makes a new code for the first administrator. Only the appliance's own socket gives one.
+func (c *Client) SetupCode(ctx context.Context) (string, error) {
+	var out internal.SetupCode
+	err := c.call(ctx, request{method: http.MethodPost, path: internal.Prefix + "/setup/code", out: &out})
+	return out.Code, err
+}
+
+// Login trades a password, and a code where a second factor is set up, for a token of an hour.
+func (c *Client) Login(ctx context.Context, name, password, code string) (token string, err error) {
+	form := url.Values{"grant_type": {"password"}, "username": {name}, "password": {password}}
+	if code != "" {
+		form.Set("code", code)
+	}
+	raw, err := c.send(ctx, request{method: http.MethodPost, path: internal.Prefix + "/oauth/token",
+		header: http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}}, []byte(form.Encode()))
+	if err != nil {
+		return "", err
+	}
+	var out internal.GrantedToken
+	if err := json.Unmarshal(raw.Body, &out); err != nil {
+		return "", fmt.Errorf("sign in: the answer does not decode: %w", err)
+	}
+	return out.AccessToken, nil
 }
 
 // Ready is nil when the appliance's exports are open.
 func (c *Client) Ready(ctx context.Context) error {
-	return c.call(ctx, http.MethodGet, "/readyz", nil, nil, nil)
+	_, err := c.send(ctx, request{method: http.MethodGet, path: "/readyz"}, nil)
+	return err
 }
