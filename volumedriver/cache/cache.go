@@ -18,6 +18,8 @@
 //   - While lines are fetched for little use (more than twice as many bytes fetched than read, over 64 MiB), a small read of a line
 //     that was not asked for lately fetches just its own bytes; the second read fetches the line.
 //
+// Calls of the classes scrub and replication go to the backend itself: a scrub verifies what is there, and neither should evict.
+//
 // Reading ahead: each open object has a detector of sequential streams (stream.go), which asks for 256 KiB to 8 MiB ahead. Such
 // flights have their own, smaller share of the requests in flight. The core, which knows what comes after an object's end, can ask for more by
 // Prefetch. A Recorder notes what is read in a time, such as a boot; PrefetchTrace fetches it for the next clone.

@@ -818,6 +818,62 @@ func TestDiscard(t *testing.T) {
 	check(t, c.Close())
 }
 
+// TestScrubReadsTheBackend: what it verifies must not come from the cache, and what it writes or reads must not go there.
+func TestScrubReadsTheBackend(t *testing.T) {
+	mem := backendtest.NewMem()
+	data := put(t, mem, "v/a/1", mib)
+	c := mustOpen(t, Config{RAMBytes: 4 * mib, Bytes: 8 * mib, KeepWrites: true})
+	b := c.Wrap(poolID, mem)
+	o := open(t, b, "v/a/1")
+	want(t, o, data, 0, mib)
+	settle(t, c)
+	mem.Corrupt("v/a/1", func(p []byte) []byte { p[5000] ^= 1; return p })
+	before := c.Stats()
+	ctx := backend.WithClass(t.Context(), backend.Scrub)
+	again, err := b.Open(ctx, "v/a/1")
+	check(t, err)
+	p := make([]byte, mib)
+	check(t, again.ReadAt(ctx, p, 0))
+	if p[5000] == data[5000] {
+		t.Error("the scrub was shown the cached copy of a damaged object")
+	}
+	check(t, b.Put(ctx, "v/a/2", data))
+	settle(t, c)
+	if after := c.Stats(); after.DiskWritten != before.DiskWritten || after.RAMUsed != before.RAMUsed {
+		t.Errorf("the scrub left traces: %+v", after)
+	}
+	check(t, backend.DeleteAll(ctx, b, []string{"v/a/1", "v/a/2", "v/a/3"}))
+	if _, err := b.Open(t.Context(), "v/a/1"); !errors.Is(err, backend.ErrNotExist) {
+		t.Errorf("open of an object deleted with others: %v", err)
+	}
+	check(t, again.Close())
+	check(t, o.Close())
+	check(t, b.Close())
+	check(t, c.Close())
+}
+
+// TestWholePutsAreKept: also of an object with more lines than may wait to be written.
+func TestWholePutsAreKept(t *testing.T) {
+	mem := &counting{Backend: backendtest.NewMem()}
+	c := mustOpen(t, Config{FS: vfs.OS(), Dir: t.TempDir(), Bytes: 128 * mib, KeepWrites: true})
+	b := c.Wrap(poolID, mem)
+	var all [][]byte
+	for i := range 3 {
+		all = append(all, put(t, b, fmt.Sprint(i), 16*mib))
+	}
+	settle(t, c)
+	for i, data := range all {
+		o := open(t, b, fmt.Sprint(i))
+		want(t, o, data, 0, len(data))
+		check(t, o.Close())
+	}
+	if s := c.Stats(); mem.reads.Load() > 0 || s.DiskDropped > 0 {
+		t.Errorf("%d reads of the backend; %+v", mem.reads.Load(), s)
+	}
+	check(t, b.Close())
+	check(t, c.Close())
+}
+
 // TestHitInRAMAllocatesNothing, and is tried without waiting.
 func TestHitInRAMAllocatesNothing(t *testing.T) {
 	c := mustOpen(t, Config{RAMBytes: 32 * mib})

@@ -239,16 +239,28 @@ func (d *disk) has(key uint64) bool {
 }
 
 // offer queues a line to be written; done is called when data is no longer needed. A queue that is full means that the disk
-// is busy: the line is left out.
-func (d *disk) offer(id, line, print uint32, h objectHash, data []byte, done func()) {
+// is busy: the line is left out, unless there is room before late is closed.
+func (d *disk) offer(id, line, print uint32, h objectHash, data []byte, done func(), late <-chan struct{}) {
 	if !d.on() || d.has(keyOf(id, line)) || !d.reg.retain(id) {
 		done()
 		return
 	}
 	d.queued.Add(1)
+	j := diskJob{id: id, line: line, print: print, hash: h, data: data, done: done}
 	select {
-	case d.queue <- diskJob{id: id, line: line, print: print, hash: h, data: data, done: done}:
+	case d.queue <- j:
+		return
 	default:
+	}
+	queued := false
+	if late != nil {
+		select {
+		case d.queue <- j:
+			queued = true
+		case <-late:
+		}
+	}
+	if !queued {
 		d.queued.Add(-1)
 		d.dropped.Add(1)
 		d.reg.release(id)

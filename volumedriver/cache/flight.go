@@ -205,7 +205,7 @@ func (s *store) keep(f *flight) {
 		s.c.ram.put(f.o.id, line, print, data, f.scan)
 		if s.c.ssd != nil && !f.scan {
 			f.refs.Add(1)
-			s.c.ssd.offer(f.o.id, line, print, f.o.hash, data, f.release)
+			s.c.ssd.offer(f.o.id, line, print, f.o.hash, data, f.release, nil)
 		}
 	}
 	if !f.ahead && !f.scan {

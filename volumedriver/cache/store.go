@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -19,6 +20,7 @@ import (
 const (
 	chainsMax  = 256
 	windowPart = 32 // of the RAM tier may be read ahead for one stream
+	keepPutMax = 500 * time.Millisecond
 )
 
 var errClosed = fmt.Errorf("read cache: %w", fs.ErrClosed)
@@ -48,14 +50,14 @@ func (s *store) Put(ctx context.Context, name string, parts ...[]byte) error {
 	if err != nil {
 		return err
 	}
-	if s.c.cfg.KeepWrites && s.c.ssd.on() {
-		s.keepPut(name, parts)
+	if s.c.cfg.KeepWrites && s.c.ssd.on() && backend.ClassOf(ctx) == backend.Foreground {
+		s.keepPut(ctx, name, parts)
 	}
 	return nil
 }
 
-// keepPut offers an object's lines to the SSD.
-func (s *store) keepPut(name string, parts [][]byte) {
+// keepPut offers an object's lines to the SSD. Its queue holds less than some objects have, so the caller waits a while for room.
+func (s *store) keepPut(ctx context.Context, name string, parts [][]byte) {
 	size := int64(0)
 	for _, p := range parts {
 		size += int64(len(p))
@@ -63,6 +65,8 @@ func (s *store) keepPut(name string, parts [][]byte) {
 	h := hashOf(s.pool, name)
 	id := s.c.reg.add(h, size)
 	defer s.c.reg.close(id)
+	ctx, cancel := context.WithTimeout(ctx, keepPutMax)
+	defer cancel()
 	part, at := 0, 0
 	for line := uint32(0); int64(line)*s.c.line < size; line++ {
 		f := new(flight)
@@ -75,7 +79,7 @@ func (s *store) keepPut(name string, parts [][]byte) {
 				part, at = part+1, 0
 			}
 		}
-		s.c.ssd.offer(id, line, h.print(line), h, f.buf, f.release)
+		s.c.ssd.offer(id, line, h.print(line), h, f.buf, f.release, ctx.Done())
 	}
 }
 
@@ -106,10 +110,11 @@ func (s *store) openObject(ctx context.Context, name string) (*object, error) {
 	o := &object{s: s, name: name, hash: h, opening: make(chan struct{}, 1)}
 	o.refs.Store(1)
 	o.streams.ScanBytes, o.streams.WindowBytes = s.c.cfg.ScanBytes, min(windowMax, s.c.cfg.RAMBytes/windowPart)
-	id, size, ok := s.c.reg.open(h)
-	if ok {
-		o.id, o.size = id, size
-		return o, nil
+	if backend.ClassOf(ctx) == backend.Foreground {
+		if id, size, ok := s.c.reg.open(h); ok {
+			o.id, o.size = id, size
+			return o, nil
+		}
 	}
 	inner, err := s.inner.Open(ctx, name)
 	if err != nil {
@@ -132,6 +137,15 @@ func (s *store) Stat(ctx context.Context, name string) (backend.Info, error) {
 func (s *store) Delete(ctx context.Context, name string) error {
 	err := s.inner.Delete(ctx, name)
 	s.forget(name)
+	return err
+}
+
+// DeleteAll implements backend.BatchDeleter.
+func (s *store) DeleteAll(ctx context.Context, names []string) error {
+	err := backend.DeleteAll(ctx, s.inner, names)
+	for _, name := range names {
+		s.forget(name)
+	}
 	return err
 }
 
@@ -416,12 +430,24 @@ func (o *object) read(ctx context.Context, p []byte, off int64, scan bool) error
 	if len(p) == 0 {
 		return nil
 	}
+	if backend.ClassOf(ctx) != backend.Foreground {
+		return o.readThrough(ctx, p, off)
+	}
 	h := o.touch(off, int64(len(p)), scan)
 	if err := o.fill(ctx, p, off, h); err != nil {
 		return fmt.Errorf("read object %s: %w", o.name, err)
 	}
 	o.readOK(p, off, h)
 	return nil
+}
+
+// readThrough reads from the backend itself, as a scrub must, which verifies what is there.
+func (o *object) readThrough(ctx context.Context, p []byte, off int64) error {
+	inner, err := o.open(ctx)
+	if err != nil {
+		return fmt.Errorf("read object %s: %w", o.name, err)
+	}
+	return inner.ReadAt(ctx, p, off)
 }
 
 // fill reads line by line; runs of missing lines are fetched, all at once.
