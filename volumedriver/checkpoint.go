@@ -89,8 +89,7 @@ func (c *checkpointer) checkpoint() error {
 		if deleted {
 			continue
 		}
-		r.NextSCO = v.stored.NextSCO
-		r.Name, r.Epochs, r.Template = v.stored.Name, v.stored.Epochs, v.stored.Template
+		r.keepEdited(&v.stored)
 		puts = append(puts, r.encode())
 		backed[v] = r.Backed
 		v.stored = r

@@ -95,6 +95,10 @@ func (d *Driver) Clone(ctx context.Context, parent, snapshot uuid.UUID, s Spec) 
 		}
 	}
 	epochs = slices.DeleteFunc(epochs, func(e epochSpan) bool { return e.From >= base })
+	keys, err := d.newKey(p.root.Pool, s.ID)
+	if err != nil {
+		return nil, fmt.Errorf("clone to volume %s: %w", s.ID, err)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if v := d.volumes[s.ID]; v != nil {
@@ -110,7 +114,7 @@ func (d *Driver) Clone(ctx context.Context, parent, snapshot uuid.UUID, s Spec) 
 	}
 	now := d.now().UnixNano()
 	r := root{ID: s.ID, Pool: p.root.Pool, Epochs: append(epochs, epochSpan{From: base, Epoch: s.Epoch}), Size: sn.Size, ModTime: sn.ModTime,
-		NextSCO: base, UsedBlocks: sn.UsedBlocks, Parent: &parentRef{Volume: parent, Snapshot: snapshot, Seq: sn.Seq, Base: base},
+		NextSCO: base, UsedBlocks: sn.UsedBlocks, Keys: keys, Options: p.root.Options, Parent: &parentRef{Volume: parent, Snapshot: snapshot, Seq: sn.Seq, Base: base},
 		Name: rootObject{N: 1, PoolName: s.PoolName, Path: s.Path, Kind: s.Kind, Created: now}}
 	_, err = d.maps.Fork(sn.Handle, sn.Gen, func(h blockmap.Handle) []blockmap.KV {
 		r.Handle, r.Branches = h, []branch{{Handle: h, Parent: sn.Handle, Gen: sn.Gen}}
@@ -155,20 +159,8 @@ func (v *Volume) SetTemplate(ctx context.Context, on bool) error {
 			return err
 		}
 	}
-	v.storing.Lock()
-	r := v.stored
-	r.Template = on
-	r.Name.N++
-	r.Name.Put = false
-	err := v.storeLocked(r)
-	if err == nil {
-		v.mu.Lock()
-		v.root.Template, v.root.Name = on, r.Name
-		v.mu.Unlock()
-	}
-	v.storing.Unlock()
+	err := v.editRoot(func(r *root) { r.Template = on })
 	v.template.Store(v.Template())
-	v.d.destager.add(v)
 	return err
 }
 

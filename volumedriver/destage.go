@@ -343,7 +343,11 @@ func (s *destager) process(ctx context.Context, j *job) error {
 	if err := s.d.wal.Sync(ctx, v.lastBatch.Load()); err != nil {
 		return err
 	}
-	b := s.builder(s.d.sealOptions(v.id), sco.Header{Volume: v.id, Epoch: j.id.Epoch, Seq: j.id.Seq, FirstLog: j.first, LastLog: j.last,
+	o, err := v.waitSealOptions(ctx)
+	if err != nil {
+		return err
+	}
+	b := s.builder(o, sco.Header{Volume: v.id, Epoch: j.id.Epoch, Seq: j.id.Seq, FirstLog: j.first, LastLog: j.last,
 		PrevEpoch: j.prev.Epoch, PrevSeq: j.prev.Seq, Size: uint64(j.size), ModTime: j.modTime, Created: s.d.now().UnixNano(),
 		Revert: j.revert}, len(j.picks))
 	defer s.keep(b)

@@ -132,6 +132,7 @@ type Driver struct {
 	doomed  map[uuid.UUID]doomed
 	closed  bool
 
+	keyrings keyrings
 	children map[uuid.UUID]int // clones of a snapshot; guarded by mu
 	owners   owners
 }
@@ -337,13 +338,17 @@ func (d *Driver) Create(ctx context.Context, s Spec) (*Volume, error) {
 	if !errors.Is(err, ErrUnknownVolume) {
 		return nil, err
 	}
+	keys, err := d.newKey(s.Pool, s.ID)
+	if err != nil {
+		return nil, fmt.Errorf("create volume %s: %w", s.ID, err)
+	}
 	h, err := d.maps.NewHandle()
 	if err != nil {
 		return nil, fmt.Errorf("create volume %s: %w", s.ID, err)
 	}
 	now := d.now().UnixNano()
 	r := root{ID: s.ID, Pool: s.Pool, Handle: h, Branches: []branch{{Handle: h}}, Epochs: []epochSpan{{From: 1, Epoch: s.Epoch}},
-		Size: s.Size, ModTime: now, NextSCO: 1,
+		Size: s.Size, ModTime: now, NextSCO: 1, Keys: keys,
 		Name: rootObject{N: 1, PoolName: s.PoolName, Path: s.Path, Kind: s.Kind, Created: now}}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -603,6 +608,7 @@ func (d *Driver) doom(ctx context.Context, id uuid.UUID) (gone doomed, ok bool, 
 	d.mu.Unlock()
 	d.wal.Forget(id)
 	d.objects.forget(v)
+	d.keyrings.forget(id)
 	return gone, true, nil
 }
 

@@ -17,6 +17,8 @@ import (
 
 	"varve/volumedriver/backend/local"
 	"varve/volumedriver/blockio"
+	"varve/volumedriver/sco"
+	"varve/volumedriver/seal"
 	"varve/volumedriver/vfs"
 )
 
@@ -26,18 +28,21 @@ import (
 // familyShape is a configuration of the metamorphic test.
 type familyShape struct {
 	shape
-	edit func(*Config)
+	options PoolOptions
 }
 
 var familyShapes = []familyShape{
-	{shapes[0], nil},
-	{shapes[1], nil},
-	{shapes[2], nil},
-	{shapes[3], nil},
-	{shapes[4], nil},
-	{shapes[5], nil},
-	{shape{"eager-checkpoints-tiny-map", 64 << 20, 4 << 20, 256 << 10, 64 << 10, time.Nanosecond, 1}, nil},
-	{shape{"large-objects", 64 << 20, 4 << 20, 8 << 20, 16 << 20, 5 * time.Millisecond, 4 << 20}, nil},
+	{shapes[0], PoolOptions{}},
+	{shapes[1], PoolOptions{}},
+	{shapes[2], PoolOptions{}},
+	{shapes[3], PoolOptions{}},
+	{shapes[4], PoolOptions{}},
+	{shapes[5], PoolOptions{}},
+	{shape{"eager-checkpoints-tiny-map", 64 << 20, 4 << 20, 256 << 10, 64 << 10, time.Nanosecond, 1}, PoolOptions{}},
+	{shape{"large-objects", 64 << 20, 4 << 20, 8 << 20, 16 << 20, 5 * time.Millisecond, 4 << 20}, PoolOptions{}},
+	{shape{"compressed", 64 << 20, 4 << 20, 8 << 20, 1 << 20, time.Nanosecond, 256 << 10}, PoolOptions{Codec: sco.S2}},
+	{shape{"encrypted", 64 << 20, 4 << 20, 8 << 20, 512 << 10, time.Nanosecond, 256 << 10}, PoolOptions{Encrypt: true}},
+	{shape{"compressed-and-encrypted", 64 << 20, 4 << 20, 256 << 10, 256 << 10, time.Millisecond, 1}, PoolOptions{Codec: sco.Zstd, Encrypt: true}},
 }
 
 // blocks is the content of a volume: one value per block, 0 for zeros.
@@ -127,13 +132,11 @@ func (f *family) open() {
 	cfg := Config{FS: f.mem, Dir: "/data", LogBytes: s.log, SegmentBytes: s.seg, BatchBytes: int(s.seg / 4), MapBudgetBytes: s.mapBudget,
 		SCOBytes: s.sco, CheckpointBytes: s.cp, NoPrewrite: true, sealAge: s.sealAge, sealAnyAge: max(s.sealAge, 10*time.Millisecond),
 		retryMax: 10 * time.Millisecond, CheckpointEvery: 50 * time.Millisecond, ScrubEvery: -1, ScrubBytesPerSecond: -1}
-	if s.edit != nil {
-		s.edit(&cfg)
-	}
 	d, err := Open(cfg)
 	f.must(err)
 	b, err := local.Open(f.mem, "/backend")
 	f.must(err)
+	d.SetPoolOptions(testPool, s.options)
 	d.AddPool(testPool, b)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -342,6 +345,11 @@ func (f *family) step() {
 			did("space")
 		}
 	case p < 986:
+		if f.shape.options.Encrypt && f.rng.IntN(2) == 0 {
+			f.must(v.RotateKey())
+			did("rotate key")
+			return
+		}
 		on := !k.template && f.rng.IntN(4) == 0
 		f.must(v.SetTemplate(ctx, on))
 		k.template = on
@@ -591,6 +599,11 @@ func TestFamily(t *testing.T) {
 }
 
 func runFamily(t *testing.T, s familyShape, seed uint64, ops int) {
+	if s.options.Encrypt {
+		kek, err := seal.NewKEK()
+		must(t, err)
+		s.options.KEK = kek
+	}
 	f := &family{t: t, shape: s, rng: rand.New(rand.NewPCG(seed, 7)), mem: vfs.NewMem(int64(seed)), seed: seed, count: make(map[string]int)}
 	f.open()
 	f.what = fmt.Sprintf("seed %d begin", seed)

@@ -223,6 +223,14 @@ func (b *rebuilding) volume(ctx context.Context, o sco.Root, names []string) (Re
 	if _, known := d.Stat(s.ID); known {
 		return out, v, fmt.Errorf("volume %s: this node has it already", s.ID)
 	}
+	pool := d.poolOptions(s.Pool)
+	ring, err := pool.unwrap(s.Pool, s.ID, o.Keys)
+	if err != nil {
+		return out, v, err
+	}
+	d.keyrings.mu.Lock()
+	d.keyrings.holdLocked(s.ID, ring)
+	d.keyrings.mu.Unlock()
 	all, err := b.headers(ctx, s.ID, names)
 	if err != nil {
 		return out, v, err
@@ -236,6 +244,12 @@ func (b *rebuilding) volume(ctx context.Context, o sco.Root, names []string) (Re
 	now := d.now().UnixNano()
 	r := root{ID: s.ID, Pool: s.Pool, Size: s.Size, ModTime: now, NextSCO: 1, Template: o.Template,
 		Name: rootObject{N: 1, PoolName: s.PoolName, Path: s.Path, Kind: s.Kind, Created: now}}
+	r.Keys = o.Keys
+	if len(o.Options) > 0 {
+		if err := json.Unmarshal(o.Options, &r.Options); err != nil {
+			d.log.Warn("options of volume left out of rebuild", "volume", s.ID, "err", err)
+		}
+	}
 	if err := b.begin(&r, o.Parent); err != nil {
 		return out, v, err
 	}

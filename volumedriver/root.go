@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"varve/volumedriver/blockmap"
+	"varve/volumedriver/seal"
 )
 
 // scoID names an SCO of a volume. The zero value: none.
@@ -55,6 +56,8 @@ type root struct {
 	Branches   []branch        `json:"branches"` // with that of Handle, which is the last
 	Parent     *parentRef      `json:"parent,omitempty"`
 	Template   bool            `json:"template,omitempty"`
+	Keys       []seal.Wrapped  `json:"keys,omitempty"` // the last is the one for new SCOs
+	Options    volumeOptions   `json:"options,omitzero"`
 	Name       rootObject      `json:"name"`
 }
 

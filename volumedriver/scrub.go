@@ -530,7 +530,17 @@ func (p *scrubPass) container(ctx context.Context, r *root, victims []stored, ma
 	c := sco.NewContainer(sco.Container{Volume: r.ID, Epoch: r.epoch(), N: number, Created: d.now().UnixNano()})
 	places := make([]place, len(victims))
 	b := new(sco.Builder)
-	options := d.sealOptions(r.ID)
+	now, _, ok := d.rootNow(r.ID) // the key may have been rotated since the pass began
+	if !ok {
+		return fmt.Errorf("volume was deleted meanwhile: %w", blockio.ErrClosed)
+	}
+	options, err := d.sealOptions(&now)
+	if err != nil {
+		return err
+	}
+	if options.Codec != sco.None {
+		options.Codec = sco.Zstd // what is moved is cold
+	}
 	options.Align = 512
 	for i, s := range victims {
 		if err := p.limit.wait(ctx, s.at.Bytes); err != nil {
@@ -551,7 +561,7 @@ func (p *scrubPass) container(ctx context.Context, r *root, victims []stored, ma
 		return err
 	}
 	name := ""
-	err := d.retryPool(ctx, p.pool, func() error { return nil }, func(attempt int, store backend.Backend) error {
+	err = d.retryPool(ctx, p.pool, func() error { return nil }, func(attempt int, store backend.Backend) error {
 		name = sco.ContainerName(r.ID, r.epoch(), number, attempt)
 		return store.Put(ctx, name, parts...)
 	})

@@ -285,7 +285,7 @@ func (v *Volume) installCut(j *job, used int64) error {
 	r, old := v.root, v.root.Handle
 	r.Backed, r.Size, r.ModTime, r.Prev = j.last, j.size, j.modTime, j.id
 	r.UsedBlocks += used
-	r.NextSCO, r.Name, r.Epochs, r.Template = v.stored.NextSCO, v.stored.Name, v.stored.Epochs, v.stored.Template
+	r.keepEdited(&v.stored)
 	r.Name.N++ // the root object lists the snapshots
 	r.Name.Put = false
 	var now []*snapshot
@@ -349,7 +349,8 @@ func (v *Volume) freeze(r *root, now []*snapshot) error {
 // rootObject is what the backend is told of the volume.
 func (v *Volume) rootObject(r *root) sco.Root {
 	o := sco.Root{Volume: v.id, Epoch: r.epoch(), N: r.Name.N, Pool: r.Pool, PoolName: r.Name.PoolName, Path: r.Name.Path,
-		Kind: r.Name.Kind, Size: v.Size(), Created: r.Name.Created, BlockSize: blockSize, Template: r.Template}
+		Kind: r.Name.Kind, Size: v.Size(), Created: r.Name.Created, BlockSize: blockSize, Template: r.Template,
+		Keys: r.Keys, Options: r.Options.encode()}
 	if p := r.Parent; p != nil {
 		o.Parent = &sco.RootParent{Volume: p.Volume, Snapshot: p.Snapshot, Seq: p.Seq, Base: p.Base}
 	}
