@@ -354,7 +354,22 @@ func (f *family) step() {
 		f.must(v.SetTemplate(ctx, on))
 		k.template = on
 		did("template")
-	case p < 992:
+	case p < 990:
+		if k.parent == nil || k.template {
+			return
+		}
+		err := f.d.Flatten(ctx, v, nil)
+		if len(k.snaps) > 0 || errors.Is(err, ErrInUse) {
+			if !errors.Is(err, ErrInUse) {
+				f.t.Fatalf("%s: flattening a clone with %d snapshots: %v", f.what, len(k.snaps), err)
+			}
+			return
+		}
+		f.must(err)
+		k.parent.clones--
+		k.parent = nil
+		did("flatten")
+	case p < 994:
 		f.group(ctx)
 		did("group snapshot")
 	default:
