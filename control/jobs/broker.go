@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -36,21 +35,12 @@ type BrokerConfig struct {
 	LeaseTTL time.Duration
 }
 
-// Broker hands out tasks while it runs. Submit, Cancel and Retry work in any case.
-type Broker struct {
-	cfg BrokerConfig
+// Broker gives tasks to this node's workers, and ends silent workers' leases while it runs.
+type Broker struct{ cfg BrokerConfig }
 
-	mu sync.Mutex
-	// leads is closed when Run returns; nil while this node does not lead.
-	leads chan struct{}
-	// leases are the deadlines of running tasks.
-	leases map[uuid.UUID]lease
-	// wake tells Run of a new, perhaps earlier deadline.
-	wake chan struct{}
-}
-
+// lease is what the leader knows of a running task: the row as last seen, and until when it may stay so.
 type lease struct {
-	id    uuid.UUID
+	rev   uint64
 	until time.Time
 }
 
@@ -68,7 +58,7 @@ func NewBroker(cfg BrokerConfig) *Broker {
 	if cfg.LeaseTTL == 0 {
 		cfg.LeaseTTL = leaseDefault
 	}
-	return &Broker{cfg: cfg, wake: make(chan struct{}, 1)}
+	return &Broker{cfg: cfg}
 }
 
 // Submit queues a task of a type that this node knows. created is false where the ensure mode found one that stands for it.
@@ -123,84 +113,78 @@ func (b *Broker) Wait(ctx context.Context, id uuid.UUID) (state.Task, error) {
 	}
 }
 
-// Run leads until ctx ends: it starts the leases of what runs anew, gives back what runs out, and forgets old tasks.
+// Run leads until ctx ends: it gives back the tasks whose workers are silent, and forgets old ones.
 func (b *Broker) Run(ctx context.Context) error {
-	leads := make(chan struct{})
-	b.mu.Lock()
-	b.leads, b.leases = leads, make(map[uuid.UUID]lease)
-	for _, t := range b.cfg.Store.View().RunningTasks() {
-		b.leases[t.ID] = lease{id: t.Lease, until: b.cfg.Now().Add(b.cfg.LeaseTTL)}
-	}
-	b.mu.Unlock()
-	defer func() {
-		b.mu.Lock()
-		b.leads, b.leases = nil, nil
-		b.mu.Unlock()
-		close(leads)
-	}()
-	trim := time.NewTicker(trimEvery)
-	defer trim.Stop()
+	leases := make(map[uuid.UUID]lease)
+	trimmed := b.cfg.Now()
 	b.trim(ctx)
-	for {
-		timer := time.NewTimer(b.nextExpiry())
+	for ctx.Err() == nil {
+		v, changed, err := b.cfg.Store.Watch("task")
+		if err != nil {
+			return err
+		}
+		for _, t := range b.silent(v, leases) {
+			b.expire(ctx, t)
+		}
+		if b.cfg.Now().Sub(trimmed) >= trimEvery {
+			b.trim(ctx)
+			trimmed = b.cfg.Now()
+		}
+		timer := time.NewTimer(b.nextExpiry(leases))
 		select {
 		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		case <-trim.C:
-			b.trim(ctx)
-		case <-b.wake:
+		case <-changed:
 		case <-timer.C:
-			b.expire(ctx)
 		}
 		timer.Stop()
 	}
+	return nil
 }
 
-// nextExpiry is how long until the first lease runs out.
-func (b *Broker) nextExpiry() time.Duration {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	next := b.cfg.LeaseTTL
-	for _, l := range b.leases {
+// silent brings leases up to date and returns the tasks whose leases have run out.
+func (b *Broker) silent(v *state.View, leases map[uuid.UUID]lease) (out []state.Task) {
+	now := b.cfg.Now()
+	running := v.RunningTasks()
+	live := make(map[uuid.UUID]bool, len(running))
+	for _, t := range running {
+		live[t.ID] = true
+		l, ok := leases[t.ID]
+		if !ok || l.rev != t.Rev {
+			leases[t.ID] = lease{rev: t.Rev, until: now.Add(b.cfg.LeaseTTL)}
+		} else if !l.until.After(now) {
+			out = append(out, t)
+			leases[t.ID] = lease{rev: t.Rev, until: now.Add(b.cfg.LeaseTTL / 4)} // should ending it fail
+		}
+	}
+	for id := range leases {
+		if !live[id] {
+			delete(leases, id)
+		}
+	}
+	return out
+}
+
+// nextExpiry is how long until the first lease may run out.
+func (b *Broker) nextExpiry(leases map[uuid.UUID]lease) time.Duration {
+	next := trimEvery
+	for _, l := range leases {
 		next = min(next, l.until.Sub(b.cfg.Now()))
 	}
 	return max(next, time.Millisecond)
 }
 
-// expire gives back the tasks whose workers were silent too long, and forgets leases of tasks that ended.
-func (b *Broker) expire(ctx context.Context) {
-	v := b.cfg.Store.View()
-	now := b.cfg.Now()
-	b.mu.Lock()
-	var out []state.Task
-	for id, l := range b.leases {
-		t, err := v.Task(id)
-		if err != nil || t.State != state.TaskRunning || t.Lease != l.id {
-			delete(b.leases, id)
-		} else if !l.until.After(now) {
-			out = append(out, t)
-		}
-	}
-	for _, t := range v.RunningTasks() {
-		if l, ok := b.leases[t.ID]; !ok || l.id != t.Lease {
-			b.leases[t.ID] = lease{id: t.Lease, until: now.Add(b.cfg.LeaseTTL)}
-		}
-	}
-	b.mu.Unlock()
-	for _, t := range out {
-		b.cfg.Log.Warn("worker of a task is silent, its lease ends", "task", t.ID, "type", t.Type, "node", t.Worker, "deliveries", t.Deliveries)
-		err := b.Finish(ctx, state.FinishTask{Outcome: state.OutcomeRetry,
-			ReportTask: state.ReportTask{ID: t.ID, Lease: t.Lease, Done: t.Done, Total: t.Total},
-			NotBefore:  state.Time(now.Add(backoff(t.Deliveries)).UnixNano()),
-			Problem: &state.Problem{Code: CodeLeaseLost,
-				Cause:       short(fmt.Sprintf("the worker on node %s was not heard of for %s, %d times in all", t.Worker, b.cfg.LeaseTTL, t.Deliveries)),
-				Consequence: b.cfg.Types.consequence(t.Type),
-				Remedy:      "look at that node's log, then retry the task"}})
-		if err != nil && !errors.Is(err, state.ErrConflict) && ctx.Err() == nil {
-			b.cfg.Log.Warn("lease of a task could not be ended", "task", t.ID, "err", err)
-			b.setLease(t.ID, t.Lease) // once more after another TTL
-		}
+// expire gives a task back whose worker was silent too long.
+func (b *Broker) expire(ctx context.Context, t state.Task) {
+	b.cfg.Log.Warn("worker of a task is silent, its lease ends", "task", t.ID, "type", t.Type, "node", t.Worker, "deliveries", t.Deliveries)
+	err := b.Finish(ctx, state.FinishTask{Outcome: state.OutcomeRetry,
+		ReportTask: state.ReportTask{ID: t.ID, Lease: t.Lease, Done: t.Done, Total: t.Total},
+		NotBefore:  state.Time(b.cfg.Now().Add(backoff(t.Deliveries)).UnixNano()),
+		Problem: &state.Problem{Code: CodeLeaseLost,
+			Cause:       short(fmt.Sprintf("the worker on node %s was not heard of for %s, at delivery %d", t.Worker, b.cfg.LeaseTTL, t.Deliveries)),
+			Consequence: b.cfg.Types.consequence(t.Type),
+			Remedy:      "look at that node's log, then retry the task"}})
+	if err != nil && !errors.Is(err, state.ErrConflict) && ctx.Err() == nil {
+		b.cfg.Log.Warn("lease of a task could not be ended, it is tried again", "task", t.ID, "err", err)
 	}
 }
 
@@ -228,24 +212,6 @@ func (b *Broker) trim(ctx context.Context) {
 	}
 }
 
-func (b *Broker) setLease(task, id uuid.UUID) {
-	b.mu.Lock()
-	if b.leases != nil {
-		b.leases[task] = lease{id: id, until: b.cfg.Now().Add(b.cfg.LeaseTTL)}
-	}
-	b.mu.Unlock()
-	select {
-	case b.wake <- struct{}{}:
-	default:
-	}
-}
-
-func (b *Broker) leading() chan struct{} {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.leads
-}
-
 // Dequeue implements Source.
 func (b *Broker) Dequeue(ctx context.Context, w WorkerInfo) (Delivery, error) {
 	types := make(map[string]bool, len(w.Types))
@@ -253,10 +219,6 @@ func (b *Broker) Dequeue(ctx context.Context, w WorkerInfo) (Delivery, error) {
 		types[t] = true
 	}
 	for {
-		leads := b.leading()
-		if leads == nil {
-			return Delivery{}, ErrNotLeader
-		}
 		v, changed, err := b.cfg.Store.Watch("task")
 		if err != nil {
 			return Delivery{}, err
@@ -274,9 +236,6 @@ func (b *Broker) Dequeue(ctx context.Context, w WorkerInfo) (Delivery, error) {
 		case <-ctx.Done():
 			timer.Stop()
 			return Delivery{}, ctx.Err()
-		case <-leads:
-			timer.Stop()
-			return Delivery{}, ErrNotLeader
 		case <-changed:
 		case <-timer.C:
 		}
@@ -321,7 +280,6 @@ func (b *Broker) start(ctx context.Context, t *state.Task, w WorkerInfo) (Delive
 	if _, err := b.cfg.Raft.Apply(ctx, &state.StartTask{ID: t.ID, Lease: id, Worker: w.Node}); err != nil {
 		return Delivery{}, fmt.Errorf("start task: %w", err)
 	}
-	b.setLease(t.ID, id)
 	started, err := b.cfg.Store.View().Task(t.ID)
 	if err != nil {
 		return Delivery{}, err
@@ -330,18 +288,14 @@ func (b *Broker) start(ctx context.Context, t *state.Task, w WorkerInfo) (Delive
 }
 
 // Renew implements Source.
-func (b *Broker) Renew(_ context.Context, task, id uuid.UUID) (cancel bool, err error) {
-	if b.leading() == nil {
-		return false, ErrNotLeader
+func (b *Broker) Renew(ctx context.Context, task, id uuid.UUID) (cancel bool, err error) {
+	if _, err := b.cfg.Raft.Apply(ctx, &state.RenewTask{ID: task, Lease: id}); err != nil {
+		return false, fmt.Errorf("renew lease of task: %w", err)
 	}
 	t, err := b.cfg.Store.View().Task(task)
 	if err != nil {
 		return false, err
 	}
-	if t.State != state.TaskRunning || t.Lease != id {
-		return false, &state.Error{Err: state.ErrLease, Object: "task " + task.String(), Detail: "is " + string(t.State)}
-	}
-	b.setLease(task, id)
 	return t.Cancel, nil
 }
 
@@ -353,18 +307,13 @@ func (b *Broker) Report(ctx context.Context, r state.ReportTask) error {
 	return nil
 }
 
-// Finish implements Source. Repeating it after it was committed is no error.
+// Finish implements Source.
 func (b *Broker) Finish(ctx context.Context, f state.FinishTask) error {
 	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
 	defer cancel()
 	if _, err := b.cfg.Raft.Apply(ctx, &f); err != nil {
 		return fmt.Errorf("finish task: %w", err)
 	}
-	b.mu.Lock()
-	if l, ok := b.leases[f.ID]; ok && l.id == f.Lease {
-		delete(b.leases, f.ID)
-	}
-	b.mu.Unlock()
 	return nil
 }
 

@@ -1,9 +1,9 @@
-// Package jobs is the cluster's task queue: tasks are rows of the state, the leader's Broker hands them to the Workers that
-// every node runs. It takes the place of Celery.
+// Package jobs is the cluster's task queue: tasks are rows of the state, and every node's Worker takes those that it can do.
+// It takes the place of Celery.
 //
 //	broker.Submit(ctx, spec) -> task id           any node: a committed command, deduplicated by the ensure mode
-//	broker.Run(ctx)                                while this node leads
-//	worker.Run(ctx)                                on every node: pulls, runs the handler, renews the lease, reports, finishes
+//	worker.Run(ctx)                                on every node: takes, runs the handler, renews the lease, reports, finishes
+//	broker.Run(ctx)                                while this node leads: ends the leases of workers that are silent
 //
 // # What is promised
 //
@@ -15,15 +15,17 @@
 //
 // # Leases
 //
-// The lease's token is in the state, its time in the leader's memory: renewals cost no log entry. A new leader gives every
-// running task a whole new LeaseTTL, in which its worker finds the new leader and renews. So a change of leaders neither
-// loses a task nor starts one twice. (A leader that was replaced and does not know it yet renews for less than raft's
-// leader lease, far below LeaseTTL/4, by which a worker stops before its lease ends.)
+// Everything that a worker says is a committed command, so workers need no leader of their own: a worker picks from its own
+// copy of the state, and of two that pick the same task the log refuses one. The leader alone measures silence, by its own
+// clock, from when it saw the task's row change. A new leader gives every running task a whole LeaseTTL. So a change of
+// leaders neither loses a task nor starts one twice, and no two clocks are compared.
 //
 //	Dequeue: candidate = first in queue order that is due, that the worker knows and that its ensure mode lets start
-//	         commit StartTask(lease)        two leaders: the log decides, the second is refused
-//	Renew:   deadline = now + LeaseTTL      unknown lease: ErrLease, the worker stops
-//	expiry:  commit FinishTask(retry)       NotBefore = now + backoff(deliveries); at the limit it fails
+//	         commit StartTask(lease)        refused: another was faster, look again
+//	Renew:   commit RenewTask every TTL/4   refused: the lease is another's, the worker stops
+//	         3/4 TTL without one            the worker stops
+//	leader:  the row has not changed for LeaseTTL -> commit FinishTask(retry), NotBefore = now + backoff(deliveries);
+//	         at the limit it fails
 //
 // A task that failed stays, with its problem, until it is retried by hand or forgotten: that is the failed queue.
 package jobs
@@ -45,10 +47,9 @@ type Proposer interface {
 	Apply(ctx context.Context, cmd state.Command) (state.Result, error)
 }
 
-// Source hands out tasks. The leader's Broker is one; on another node it is a client of the leader's node port.
+// Source is where a worker gets its tasks. The node's Broker is one.
 type Source interface {
-	// Dequeue waits for a task that the worker can do. It returns ctx's error when that ends, ErrNotLeader where this is
-	// not the leader.
+	// Dequeue waits for a task that the worker can do. It returns ctx's error when that ends.
 	Dequeue(ctx context.Context, w WorkerInfo) (Delivery, error)
 	// Renew keeps a lease; cancel says that the task is to stop at its next step. state.ErrLease: stop, it is another's.
 	Renew(ctx context.Context, task, lease uuid.UUID) (cancel bool, err error)
@@ -70,9 +71,6 @@ type Delivery struct {
 	Lease uuid.UUID     `json:"lease"`
 	TTL   time.Duration `json:"ttl"`
 }
-
-// ErrNotLeader: only the leader hands out tasks.
-var ErrNotLeader = errors.New("this node does not lead")
 
 // ErrCancelled is what a handler returns, or wraps, when it stopped because the task was cancelled.
 var ErrCancelled = errors.New("task was cancelled")

@@ -83,7 +83,7 @@ func (c *cluster) task(id uuid.UUID) state.Task {
 	return t
 }
 
-// leader routes a worker's calls to the broker that leads, as the node port does.
+// leader is a worker's way to its broker, which may be cut, or lead nowhere while nobody leads.
 type leader struct {
 	mu sync.Mutex
 	b  *jobs.Broker
@@ -95,7 +95,7 @@ func (l *leader) now() (*jobs.Broker, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.cut || l.b == nil {
-		return nil, jobs.ErrNotLeader
+		return nil, errNoQuorum
 	}
 	return l.b, nil
 }

@@ -69,7 +69,7 @@ func (w *Worker) loop(ctx context.Context, info WorkerInfo) {
 	for ctx.Err() == nil {
 		d, err := w.cfg.Source.Dequeue(ctx, info)
 		if err != nil {
-			if ctx.Err() == nil && !errors.Is(err, ErrNotLeader) {
+			if ctx.Err() == nil {
 				w.cfg.Log.Warn("no task could be fetched", "err", err)
 			}
 			pause(ctx, sourcePause)

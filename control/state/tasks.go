@@ -167,7 +167,7 @@ func taskTable(frame byte) object {
 		}),
 		byRunning: when(func(t *Task) bool { return t.State == TaskRunning }, func(t *Task) []byte { return t.ID[:] }),
 	})
-	o.commands = []func() Command{command[SubmitTask], command[StartTask], command[ReportTask], command[FinishTask], command[CancelTask],
+	o.commands = []func() Command{command[SubmitTask], command[StartTask], command[RenewTask], command[ReportTask], command[FinishTask], command[CancelTask],
 		command[RetryTask], command[TrimTasks]}
 	o.check = checkTasks
 	return o
@@ -382,6 +382,26 @@ func (t *tx) leased(id, lease uuid.UUID) (Task, error) {
 		return Task{}, &Error{Err: ErrLease, Object: "task " + id.String(), Detail: "is " + string(row.State)}
 	}
 	return row, nil
+}
+
+// RenewTask keeps a lease: the leader sees that the row has changed. The row then says whether the task is to stop.
+type RenewTask struct {
+	ID    uuid.UUID `json:"id"`
+	Lease uuid.UUID `json:"lease"`
+}
+
+func (*RenewTask) kind() (string, int) { return "renew_task", 1 }
+
+func (c *RenewTask) check() error { return nil }
+
+func (c *RenewTask) apply(t *tx) (Result, error) {
+	row, err := t.leased(c.ID, c.Lease)
+	if err != nil {
+		return Result{}, err
+	}
+	row.Rev = t.index
+	t.put(tTask, &row)
+	return Result{Object: c.ID}, nil
 }
 
 // ReportTask is a worker's word on how far it is. Steps are those it began since its last word; each ends the one before.
