@@ -1,6 +1,7 @@
 // Package blockmap says where every block of every volume of the node lies: (volume, LBA) -> Ref, the ordinal of an SCO and
 // the index of a block in it. It keeps what is in use in memory under one hard budget for the whole node, and the rest in
-// Pebble on the log disk. Opening it, or a volume, reads no leaves.
+// Pebble on the log disk. Opening it, or a volume, reads no leaves. It keeps snapshots and clones as well: each costs what it has
+// changed, and reading never depends on how many there are.
 //
 // # What survives: the redo rule
 //
@@ -28,21 +29,59 @@
 // lookups of different leaves hardly meet. The budget counts slabs, tables and the pages of the next paragraph.
 //
 // Which leaves exist is known without asking Pebble: an open volume has a page of bits for each 8 GiB in which anything was
-// ever written. A clear bit means "all holes"; a set bit, "maybe something". NextMapped walks these bits, so a TiB of
-// nothing costs 8192 words at most, usually nothing. Pages are stored beside the leaves and read as a whole at the first
-// use of a volume; a page goes to Pebble before, or with, the first leaf that needs it.
+// ever written. A clear bit means "all holes", whatever Pebble has; a set bit, "maybe something". NextMapped walks these bits, so
+// a TiB of nothing costs 8192 words at most, usually nothing. Pages are stored beside the leaves and read as a whole at the first
+// use of a volume; a page goes to Pebble before, or with, the first leaf that needs it. A second bitmap says which leaves may be
+// dirty, so that one volume can be flushed without a look at all the others'.
+//
+// # Generations
+//
+// A handle has a current generation, its head, numbered from 1. Freeze writes what is dirty and begins the next; the frozen one
+// stays as it is: a snapshot. Leaves and pages go to Pebble as versions under the generation in which they are written, and a
+// generation sees the newest versions that are not newer than itself: one seek, with one snapshot or ten thousand. Memory holds
+// the newest version only. That no version is newer than what the handle's record says is kept by the order of writing, so redo
+// cannot meet one.
+//
+// A fork begins with the generation of another handle as its base: what it has no versions of, it takes from there. Its own changes
+// are under its own handle. A view is a fork that exists in memory only and cannot be changed. So however a volume came to be,
+// reading what is in memory is the same, and what is not costs a seek for each handle up to the one that has it.
+//
+//	fetch(volume, leaf):
+//	  for each (handle, gen) of the volume, its parent, the parent's parent ...:
+//	    the first key from "l" handle, leaf, ^gen on, if it is of the same leaf: that
+//	  else holes
+//
+// Clear only clears bits where something is frozen. A leaf that is cleared and then written again is fresh: until it has been
+// written to Pebble its stored bit stays clear, else the version from before could come back after a crash.
+//
+// A page also has the set of leaves that its generation has changed (written, or cleared). The union of these sets over (a,b] are
+// the leaves that may differ between generations a and b: that is what Changed, Diff, Unique and Release go by. Generation 1
+// of a handle without a parent notes none.
+//
+// Release deletes what only one generation could see. With prev and next the live generations beside it, versions in
+// (prev,next] are seen by next alone, or by nobody any more:
+//
+//	for each leaf changed in (gen,next]:
+//	  of its versions in (prev,next], delete all but the newest, and that too if next has no bit for the leaf
+//	likewise for pages; the newest takes over what the others have noted as changed
+//
+// If next is the head, its own later versions will supersede some in (prev,gen]. So the record notes the floor prev; the Release
+// after the next Freeze does the same for the leaves that the head's generation changed, first.
 //
 // # Pebble keys
 //
-//	"f"                        format version
-//	"n"                        the next handle, 4 bytes
-//	"m" key                    the core's metadata
-//	"b" handle 4, page 4       | version 1 | 512 bytes of bits | crc32c of key and value so far 4 |
-//	"l" handle 4, leaf 4       | version 1 | form 1 | count 2 | runs, or array | crc32c of key and value so far 4 |
+//	"f"                            format version
+//	"n"                            the next handle, 4 bytes
+//	"m" key                        the core's metadata
+//	"h" handle 4                   generation, parent and what is left to do for releases: see record
+//	"c" handle 4, gen 4, child 4   the generation has this fork
+//	"b" handle 4, page 4, ^gen 4   | version 1 | set of leaves present | set of leaves changed | crc32c of key and value so far 4 |
+//	"l" handle 4, leaf 4, ^gen 4   | version 1 | form 1 | count 2 | runs, or array | crc32c of key and value so far 4 |
 //
 // # Locks, in the order in which they are taken
 //
-//	volume.mu    one writer of a volume (Set, Clear, DropVolume), and loading its bits
+//	volume.releasing  one Release, ReleaseHead or DropVolume of a volume
+//	volume.mu    one writer of a volume (Set, Clear, Freeze, DropVolume), and loading its bits; of several volumes, ascending
 //	Store.writes from encoding leaves to having committed them to Pebble and marked them clean; Clear and DropVolume as well.
 //	             So leaves and pages reach Pebble in the order in which they were encoded, and nothing returns from the dead.
 //	shard.mu     never held over I/O
@@ -50,7 +89,7 @@
 // A miss reads Pebble outside all locks:
 //
 //	shard.mu { not resident, bit set: register a load of this key }       others who want the leaf wait for the load
-//	v = Pebble.Get
+//	v = fetch
 //	shard.mu { if the load was marked stale by Clear: again; else make it resident, end the load }
 //
 // A disk that is nearly full is told from one that is broken: while less than 32 MiB are free, what would have to write fails
@@ -145,7 +184,7 @@ type Stats struct {
 	Leaves, Dirty           int64 // resident
 	Bytes, Budget           int64
 	PageBytes               int64 // of Bytes, for the bits of open volumes
-	Volumes                 int64 // with their bits in memory
+	Volumes                 int64 // used since the start, and views
 	Hits, Misses, Evictions int64
 	Flushed                 int64 // leaves written to Pebble
 	PebbleBytes             int64

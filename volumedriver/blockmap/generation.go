@@ -29,7 +29,8 @@ type At struct {
 
 // record is what a handle is. One that was never frozen and has no parent has none in Pebble.
 //
-//	| version 1 | generation 4 | parent 4, its generation 4 | flags 1 | floor 4 | pending at 4, its floor 4 | crc32c of key and value so far 4 |
+//	| version 1 | generation 4 | parent 4, its generation 4 | flags 1 | floor 4 | pending at 4, its floor 4 |
+//	| crc32c of key and value so far 4 |
 type record struct {
 	gen      uint32
 	parent   At   // Handle 0: none

@@ -391,7 +391,8 @@ const versionsAtOnce = 64
 // EachVersion calls fn for the versions of each leaf that the handle itself has (not its ancestors), and that one of the live
 // generations, or the head, sees: leaves ascending, versions of a leaf newest first, at most 64 in a call; a leaf that has more
 // comes again. It is an image of one moment. Other generations must have been released or be about to be.
-func (s *Store) EachVersion(ctx context.Context, h Handle, live []uint32, fn func(leaf uint64, versions []Version) error) (err error) {
+func (s *Store) EachVersion(ctx context.Context, h Handle, live []uint32,
+	fn func(leaf uint64, versions []Version) error) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("versions of volume %d: %w", h, err)

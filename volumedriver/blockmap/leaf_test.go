@@ -205,7 +205,8 @@ func FuzzDecodePage(f *testing.F) {
 
 func FuzzDecodeRecord(f *testing.F) {
 	key := recordKey(3)
-	for _, r := range []record{{gen: 1}, {gen: 7, parent: At{2, 9}, headless: true}, {gen: 9, merged: true, floor: 4, pending: At{1, 5}}} {
+	for _, r := range []record{{gen: 1}, {gen: 7, parent: At{2, 9}, headless: true},
+		{gen: 9, merged: true, floor: 4, pending: At{1, 5}}} {
 		f.Add(r.encode(key))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
