@@ -10,6 +10,7 @@ import (
 
 func (e *env) nodeCommand() *cobra.Command {
 	c := &cobra.Command{Use: "node", Short: "The appliances of the cluster"}
+	c.AddCommand(e.nodeVerbs()...)
 	c.AddCommand(&cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the nodes", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

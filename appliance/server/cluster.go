@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +16,7 @@ import (
 	"varve/control/node"
 	"varve/control/pki"
 	"varve/control/raft"
+	"varve/control/replica"
 	"varve/control/state"
 )
 
@@ -229,4 +231,126 @@ func putAside(cfg Config) error {
 		}
 	}
 	return nil
+}
+
+// ControlSocket is where other processes of the appliance, and administration of the cluster, reach control.
+func ControlSocket(data string) string { return filepath.Join(data, controlSocketName) }
+
+const controlSocketName = "control.sock"
+
+// TokenRequest asks for a join token.
+type TokenRequest struct {
+	Role string        `json:"role"`
+	TTL  time.Duration `json:"ttl"`
+}
+
+// TokenAnswer is one. The token is shown once.
+type TokenAnswer struct {
+	Token   string    `json:"token"`
+	Role    string    `json:"role"`
+	Expires time.Time `json:"expires"`
+}
+
+// ClusterStatus is what a node knows of its cluster.
+type ClusterStatus struct {
+	Cluster uuid.UUID    `json:"cluster"`
+	Self    uuid.UUID    `json:"self"`
+	Leader  uuid.UUID    `json:"leader"`
+	Voters  int          `json:"voters"`
+	Nodes   []NodeStatus `json:"nodes"`
+	// Problems an operator should know of.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// NodeStatus is one node of it.
+type NodeStatus struct {
+	state.Node
+	Voter     bool      `json:"voter"`
+	Leader    bool      `json:"leader"`
+	Reachable bool      `json:"reachable"`
+	Lag       uint64    `json:"lag"`
+	Error     string    `json:"error,omitempty"`
+	Expires   time.Time `json:"certificate_expires,omitzero"`
+}
+
+// controlServer serves the control socket.
+func (b *base) controlServer() *replica.Server {
+	s := replica.NewServer(b.raft, b.cfg.Log.With("component", component(b.raft.Cluster(), b.raft.ID(), "control")))
+	const small = 4 << 10
+	s.Handle("token", small, func(ctx context.Context, body []byte) (any, error) {
+		var r TokenRequest
+		if err := json.Unmarshal(body, &r); err != nil {
+			return nil, &state.Error{Err: state.ErrInvalid, Object: "join token", Detail: err.Error()}
+		}
+		if b.network == nil {
+			return nil, &state.Error{Err: state.ErrConflict, Object: "join token", Detail: "this appliance has no node port",
+				Remedy: "start it with --node ADDR"}
+		}
+		tok, expires, err := b.network.CreateToken(ctx, r.Role, r.TTL)
+		return TokenAnswer{Token: tok, Role: r.Role, Expires: expires}, err
+	})
+	s.Handle("status", 0, func(ctx context.Context, _ []byte) (any, error) { return b.clusterStatus(ctx) })
+	return s
+}
+
+func (b *base) clusterStatus(ctx context.Context) (ClusterStatus, error) {
+	st := ClusterStatus{Cluster: b.raft.Cluster(), Self: b.raft.ID(), Leader: b.raft.Leader()}
+	var members []cluster.Member
+	if b.network != nil {
+		var err error
+		if members, err = b.network.Status(ctx); err != nil {
+			return st, err
+		}
+	} else if self, err := b.nodes.Self(); err == nil {
+		members = []cluster.Member{{Node: self, Voter: true, Leader: true, Reachable: true}}
+	}
+	masters := 0
+	for _, m := range members {
+		if m.Voter {
+			st.Voters++
+		}
+		if m.Role == state.RoleMaster && !m.Offline {
+			masters++
+		}
+		if !m.Reachable && !m.Offline {
+			st.Problems = append(st.Problems, "node "+m.Name+" does not answer")
+		}
+		st.Nodes = append(st.Nodes, NodeStatus{Node: m.Node, Voter: m.Voter, Leader: m.Leader, Reachable: m.Reachable, Lag: m.Lag,
+			Error: m.Err, Expires: m.Expires})
+	}
+	switch {
+	case st.Leader == uuid.Nil:
+		st.Problems = append(st.Problems, "the cluster has no leader: nothing can be changed until a majority of the voters is back")
+	case len(members) > 1 && masters < 3:
+		st.Problems = append(st.Problems, fmt.Sprintf("%d masters: the loss of one stops control; three survive it", masters))
+	}
+	return st, nil
+}
+
+// InitCluster makes a cluster of one in an empty data directory.
+func InitCluster(_ context.Context, cfg Config) (st ClusterStatus, err error) {
+	cfg, err = cfg.withDefaults()
+	if err != nil {
+		return st, err
+	}
+	lock, err := openData(cfg)
+	if err != nil {
+		return st, err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	dir := filepath.Join(cfg.Data, controlName)
+	if _, err := os.Stat(filepath.Join(dir, "node.json")); !errors.Is(err, fs.ErrNotExist) {
+		return st, &NotEmptyError{cfg.Data, "a node"}
+	}
+	n, err := raft.Open(raft.Config{Dir: dir, Log: cfg.ControlLog})
+	if err != nil {
+		return st, err
+	}
+	st.Cluster, st.Self = n.Cluster(), n.ID()
+	if err := n.Close(); err != nil {
+		return st, err
+	}
+	_, err = pki.Open(pki.Config{Dir: filepath.Join(cfg.Data, tlsName), Name: st.Cluster.String(), Hosts: pki.LocalHosts(), Cluster: st.Cluster,
+		Node: st.Self})
+	return st, err
 }

@@ -17,6 +17,7 @@ type listeners struct {
 	nbd, nfs, https     []net.Listener
 	node                []net.Listener
 	apiSocket, nbdLocal net.Listener
+	control             net.Listener
 }
 
 // openListeners takes what systemd hands over by the names nbd, nfs and https, and opens the rest.
@@ -29,6 +30,9 @@ func openListeners(cfg Config) (*listeners, error) {
 	l.apiSocket, err = api.ListenUnix(APISocket(cfg.Data))
 	if err == nil {
 		l.nbdLocal, err = api.ListenUnix(NBDSocket(cfg.Data))
+	}
+	if err == nil {
+		l.control, err = api.ListenUnix(ControlSocket(cfg.Data))
 	}
 	for _, s := range []struct {
 		name, address string
@@ -88,7 +92,7 @@ func closeListeners(list []net.Listener) {
 }
 
 func (l *listeners) close() {
-	closeListeners([]net.Listener{l.apiSocket, l.nbdLocal})
+	closeListeners([]net.Listener{l.apiSocket, l.nbdLocal, l.control})
 	closeListeners(l.nbd)
 	closeListeners(l.nfs)
 	closeListeners(l.https)
