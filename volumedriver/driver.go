@@ -381,13 +381,14 @@ func (v *Volume) activate(epoch uint64) error {
 		return fmt.Errorf("volume %s is at epoch %d, not %d: %w", v.id, current, epoch, blockio.ErrFenced)
 	}
 	r := v.stored
-	r.Epochs = append(slices.Clone(r.Epochs), epochSpan{From: next, Epoch: epoch})
+	before := r.Epochs
+	r.Epochs = withEpoch(before, next, epoch)
 	if err := v.storeLocked(r); err != nil {
 		return err
 	}
 	v.mu.Lock()
 	// A cut may have taken numbers meanwhile; those are of the old epoch.
-	r.Epochs[len(r.Epochs)-1].From = v.destage.next
+	r.Epochs = withEpoch(before, v.destage.next, epoch)
 	v.root.Epochs = r.Epochs
 	v.span.Store(v.d.owners.spans(&v.root))
 	v.mu.Unlock()

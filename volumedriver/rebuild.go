@@ -267,7 +267,7 @@ func (b *rebuilding) volume(ctx context.Context, o sco.Root, names []string) (Re
 			return out, v, err
 		}
 		if n := len(r.Epochs); n == inherited || r.Epochs[n-1].Epoch != c.Epoch {
-			r.Epochs = append(r.Epochs, epochSpan{From: c.Seq, Epoch: c.Epoch})
+			r.Epochs = withEpoch(r.Epochs, c.Seq, c.Epoch)
 		}
 		r.Size, r.ModTime, r.Backed, r.Prev = int64(c.Size), c.ModTime, c.LastLog, id
 		at := all[id].at
@@ -282,7 +282,7 @@ func (b *rebuilding) volume(ctx context.Context, o sco.Root, names []string) (Re
 		s.Epoch = max(s.Epoch, id.Epoch)
 	}
 	s.Epoch++
-	r.Epochs = append(r.Epochs, epochSpan{From: r.NextSCO, Epoch: s.Epoch})
+	r.Epochs = withEpoch(r.Epochs, r.NextSCO, s.Epoch)
 	for id, sn := range v.snaps {
 		if sn.Name == "" { // only a rollback needed it
 			delete(v.snaps, id)

@@ -3,6 +3,7 @@ package volumedriver
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -94,6 +95,12 @@ func (r *root) epoch() uint64 {
 		return 0
 	}
 	return r.Epochs[len(r.Epochs)-1].Epoch
+}
+
+// withEpoch begins an epoch at SCO number from. Spans that no SCO was written in go.
+func withEpoch(spans []epochSpan, from, epoch uint64) []epochSpan {
+	spans = slices.DeleteFunc(slices.Clone(spans), func(s epochSpan) bool { return s.From >= from })
+	return append(spans, epochSpan{From: from, Epoch: epoch})
 }
 
 // spanOf gives the span that SCO number seq lies in: who wrote it, in which epoch.

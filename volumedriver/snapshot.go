@@ -88,8 +88,8 @@ func (s *SnapshotSpec) check() error {
 	if err != nil {
 		return fmt.Errorf("snapshot %s: %w", s.Name, err)
 	}
-	if len(b) > snapshotSpecMax {
-		return fmt.Errorf("snapshot %s: %d bytes of labels, more than %d", s.Name, len(b), snapshotSpecMax)
+	if len(s.Labels) > sco.MaxLabels || len(b) > snapshotSpecMax {
+		return fmt.Errorf("snapshot %s: %d labels and %d bytes in all, more than %d or %d", s.Name, len(s.Labels), len(b), sco.MaxLabels, snapshotSpecMax)
 	}
 	return nil
 }
