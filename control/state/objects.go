@@ -34,6 +34,7 @@ var objects = []object{
 	trashTable(28),
 	removedTable(30),
 	joinTokenTable(31),
+	alertTable(39),
 	userTable(40),
 	groupTable(41),
 	apiClientTable(42),
