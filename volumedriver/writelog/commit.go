@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"varve/volumedriver/blockio"
+	"varve/volumedriver/seal"
 )
 
 // entry is a record in a batch.
@@ -33,6 +34,7 @@ type batch struct {
 	payload []byte
 	head    []byte
 	vec     [2][]byte
+	sealed  bool // some record has a key
 
 	// set when placed
 	segment *segment
@@ -66,11 +68,12 @@ func (b *batch) reset() {
 	clear(b.waiters)
 	b.entries, b.waiters, b.crcs, b.payload = b.entries[:0], b.waiters[:0], b.crcs[:0], b.payload[:0]
 	b.vec = [2][]byte{}
-	b.segment, b.full = nil, nil
+	b.segment, b.full, b.sealed = nil, nil, false
 }
 
 func (b *batch) add(r *Record, payload []byte, s Sink) {
 	b.entries = append(b.entries, entry{Record: *r, sink: s, first: uint32(len(b.crcs))})
+	b.sealed = b.sealed || r.Key != 0
 	for len(payload) > 0 {
 		at := len(b.payload)
 		b.payload = append(b.payload, payload[:blockSize]...)
@@ -99,6 +102,9 @@ func (b *batch) encode(h *batchHeader) []byte {
 // Append adds one record to the open batch; see AppendAll.
 func (l *Log) Append(r Record, payload []byte, s Sink, sync bool, done blockio.Completer, tag uint64) error {
 	blocks, err := r.check()
+	if err == nil {
+		err = r.checkKey()
+	}
 	if err != nil {
 		return err
 	}
@@ -127,6 +133,9 @@ func (l *Log) AppendAll(recs []Record, payload []byte, s Sink, sync bool, done b
 	total, data := 0, false
 	for i := range recs {
 		blocks, err := recs[i].check()
+		if err == nil {
+			err = recs[i].checkKey()
+		}
 		if err != nil {
 			return err
 		}
@@ -315,6 +324,9 @@ func (b *batch) payloadBlock(i uint32) uint32 {
 }
 
 func (l *Log) write(b *batch) error {
+	if err := b.sealPayload(); err != nil {
+		return err
+	}
 	now := l.cfg.Now().UnixNano()
 	for i := range b.entries {
 		b.entries[i].Time = now
@@ -374,6 +386,11 @@ func (l *Log) roll(b *batch) error {
 // begin writes a durable segment header, the caller's with the fields that are the log's own.
 func (l *Log) begin(s *segment, h *segmentHeader) error {
 	h.slot, h.log, h.salt, h.segmentBytes = uint32(s.slot), l.id, newSalt(), uint64(l.limits.segmentBytes)
+	var err error
+	if h.keySalt, err = seal.Salt(); err != nil {
+		return fmt.Errorf("begin log segment %s: %w", s.path, err)
+	}
+	s.sealing.Store(&sealing{log: l.id, gen: h.gen, salt: h.keySalt})
 	h.encode(l.sealHead)
 	if _, err := s.file.WriteAt(l.sealHead, 0); err != nil {
 		return fmt.Errorf("write header of log segment %s: %w", s.path, err)

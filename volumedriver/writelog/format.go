@@ -7,14 +7,16 @@ import (
 	"hash/crc32"
 
 	"github.com/google/uuid"
+
+	"varve/volumedriver/seal"
 )
 
 // The layout is drawn in the package comment.
 const (
-	formatVersion   = 1
+	formatVersion   = 2
 	segmentMagic    = "varvseg\x01"
 	batchMagic      = "varvbat\x01"
-	segmentHdrBytes = 80
+	segmentHdrBytes = 96
 	segmentCRCAt    = 76
 	batchHdrBytes   = 96
 	batchCRCAt      = 88
@@ -55,6 +57,7 @@ type segmentHeader struct {
 	salt         uint32
 	segmentBytes uint64
 	crc          uint32
+	keySalt      [seal.SaltBytes]byte
 }
 
 // encode fills a block and sets h.crc.
@@ -70,6 +73,7 @@ func (h *segmentHeader) encode(b []byte) {
 	le.PutUint32(b[56:], h.prevChain)
 	le.PutUint32(b[60:], h.salt)
 	le.PutUint64(b[64:], h.segmentBytes)
+	copy(b[80:], h.keySalt[:])
 	h.crc = crcAround(b[:blockSize], segmentCRCAt)
 	le.PutUint32(b[segmentCRCAt:], h.crc)
 }
@@ -91,6 +95,7 @@ func parseSegmentHeader(b []byte) (segmentHeader, error) {
 		salt:         le.Uint32(b[60:]),
 		segmentBytes: le.Uint64(b[64:]),
 		crc:          le.Uint32(b[segmentCRCAt:]),
+		keySalt:      [seal.SaltBytes]byte(b[80:96]),
 	}
 	if crcAround(b[:blockSize], segmentCRCAt) != h.crc {
 		return segmentHeader{}, errNoHeader
@@ -182,6 +187,7 @@ func putRecord(b []byte, r *Record) {
 	le.PutUint64(b[40:], r.Value)
 	le.PutUint64(b[48:], 0)
 	b[48], b[49] = byte(r.Kind), r.Flags
+	le.PutUint16(b[50:], r.Key)
 }
 
 // getRecord reads one record and says how many payload blocks it has.
@@ -194,6 +200,7 @@ func getRecord(b []byte, r *Record) (payloadBlocks int, err error) {
 		Value:  le.Uint64(b[40:]),
 		Kind:   Kind(b[48]),
 		Flags:  b[49],
+		Key:    le.Uint16(b[50:]),
 	}
 	return r.check()
 }
@@ -209,6 +216,9 @@ func (r *Record) check() (payloadBlocks int, err error) {
 	case Zero, Size, Mark:
 	default:
 		return 0, fmt.Errorf("log record %d of volume %s: unknown kind %d", r.Seq, r.Volume, r.Kind)
+	}
+	if r.Key != 0 && r.Kind != Data {
+		return 0, fmt.Errorf("log record %d of volume %s: kind %d with key %d", r.Seq, r.Volume, r.Kind, r.Key)
 	}
 	if r.Kind != Size && r.Kind != Mark && r.LBA+r.Blocks < r.LBA {
 		return 0, fmt.Errorf("log record %d of volume %s: %d blocks from %d overflow", r.Seq, r.Volume, r.Blocks, r.LBA)

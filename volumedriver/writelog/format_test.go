@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"varve/volumedriver/seal"
 	"varve/volumedriver/vfs"
 )
 
@@ -20,7 +21,8 @@ func TestSegmentHeaderCodec(t *testing.T) {
 	b := make([]byte, blockSize)
 	for _, h := range []segmentHeader{
 		{gen: 1, low: 1},
-		{slot: 4095, log: uuid.UUID{1, 2, 3}, gen: 1 << 40, low: 1<<40 - 3, prevLast: 77, prevChain: 5, salt: 9, segmentBytes: 64 << 20},
+		{slot: 4095, log: uuid.UUID{1, 2, 3}, gen: 1 << 40, low: 1<<40 - 3, prevLast: 77, prevChain: 5, salt: 9, segmentBytes: 64 << 20,
+			keySalt: [seal.SaltBytes]byte{7, 15: 8}},
 	} {
 		h.encode(b)
 		got, err := parseSegmentHeader(b)
@@ -76,6 +78,7 @@ func TestBatchCodec(t *testing.T) {
 		for i := range b.entries {
 			var r Record
 			blocks, err := getRecord(head[batchHdrBytes+i*recordBytes:], &r)
+			r.SealKey = testKeys[r.Key] // not stored
 			if err != nil || r != b.entries[i].Record || blocks*blockSize != len(payloadOf(&r)) {
 				t.Fatalf("%+v, want %+v: %v", r, b.entries[i].Record, err)
 			}
@@ -430,11 +433,11 @@ func TestOpenRefuses(t *testing.T) {
 		}
 		return m.encode()
 	}()
-	binary.LittleEndian.PutUint32(b[8:], 2)
+	binary.LittleEndian.PutUint32(b[8:], formatVersion+1)
 	if err := writeFile(mem, path.Join(cfg.Dir, metaName), b); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(cfg, nil); err == nil || !strings.Contains(err.Error(), "format 2") {
+	if _, err := Open(cfg, nil); err == nil || !strings.Contains(err.Error(), fmt.Sprint("format ", formatVersion+1)) {
 		t.Fatal(err)
 	}
 }

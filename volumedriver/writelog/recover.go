@@ -259,6 +259,7 @@ func (r *recovery) openSlots(names []string) error {
 			return fmt.Errorf("%w: log segment %s has %d bytes, want %d", ErrCorrupt, s.path, size, l.limits.segmentBytes)
 		default:
 			s.gen.Store(h.gen)
+			s.sealing.Store(&sealing{log: l.id, gen: h.gen, salt: h.keySalt})
 			r.found = append(r.found, &found{seg: s, hdr: h})
 		}
 	}

@@ -19,11 +19,12 @@
 //
 //	block 0       segment header: magic 8 | format 4 | slot 4 | log 16 | generation 8 | low-water generation 8
 //	              | last batch of the generation before 8 | its chain 4 | salt 4 | segment bytes 8 | reserved 4 | crc 4
+//	              | key salt 16
 //	block 1 …     batches, each directly behind the one before
 //
 //	batch header  magic 8 | log 16 | generation 8 | batch number 8 | durable batch 8 | low-water generation 8 | time ns 8
 //	              | chain: crc of the header before 4 | salt 4 | records 4 | payload blocks 4 | header bytes 4 | flags 4 | crc 4 | 0 4
-//	 records      volume 16 | seq 8 | lba 8 | blocks 8 | value 8 | kind 1 | flags 1 | 0 6
+//	 records      volume 16 | seq 8 | lba 8 | blocks 8 | value 8 | kind 1 | flags 1 | key 2 | 0 4
 //	 checksums    4 for each payload block
 //	              zeros up to a multiple of 4 KiB
 //	payload       4 KiB blocks, in the order of the records
@@ -74,6 +75,7 @@ import (
 	"github.com/google/uuid"
 
 	"varve/volumedriver/blockio"
+	"varve/volumedriver/seal"
 	"varve/volumedriver/vfs"
 )
 
@@ -115,13 +117,17 @@ type Record struct {
 	Blocks uint64 // a payload of that many blocks goes with Data only
 	Value  uint64
 	Time   int64 // unix ns of the batch; set by the log
+	// Key says which of the volume's keys the payload of a Data record is encrypted with, in the core's own count; 0: it is
+	// not encrypted. SealKey is that key, for Append alone; it is not stored.
+	Key     uint16
+	SealKey *seal.Key
 }
 
 // Logged is a record that is in the log.
 type Logged struct {
 	Record
 	Loc   Loc      // of the first payload block
-	CRC   []uint32 // per payload block; valid during the call
+	CRC   []uint32 // per payload block as it lies in the log; valid during the call
 	Batch uint64
 }
 
@@ -215,6 +221,8 @@ type segment struct {
 	path string
 	file vfs.File
 	gen  atomic.Uint64 // whose blocks it holds; changed before the first of the next is written
+
+	sealing atomic.Pointer[sealing] // of the generation whose header it has
 
 	pins map[uuid.UUID]uint64 // rmu: the highest sequence number of each volume in it
 }

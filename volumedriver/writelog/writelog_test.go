@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"varve/volumedriver/blockio"
+	"varve/volumedriver/seal"
 	"varve/volumedriver/vfs"
 )
 
@@ -50,6 +51,17 @@ var noise = func() []byte {
 	return p
 }()
 
+// testKeys are the keys that records are encrypted with, by their number; 0 is none.
+var testKeys = func() (keys [3]*seal.Key) {
+	for i := 1; i < len(keys); i++ {
+		var err error
+		if keys[i], err = seal.NewKey(); err != nil {
+			panic(err)
+		}
+	}
+	return keys
+}()
+
 // model knows what was appended, in order, and what the log owes.
 type model struct {
 	mu       sync.Mutex
@@ -84,8 +96,9 @@ func (m *model) LogFailed(uint64, error) {
 
 func sameRecord(want *Record, got *Logged) error {
 	r := got.Record
-	r.Time = 0
+	r.Time, r.SealKey = 0, nil
 	w := *want
+	w.SealKey = nil
 	if r != w {
 		return fmt.Errorf("record %+v, want %+v", r, w)
 	}
@@ -94,7 +107,7 @@ func sameRecord(want *Record, got *Logged) error {
 		return fmt.Errorf("record %+v has %d checksums", r, len(got.CRC))
 	}
 	for i, c := range got.CRC {
-		if crc32.Checksum(p[i*blockSize:(i+1)*blockSize], castagnoli) != c {
+		if (crc32.Checksum(p[i*blockSize:(i+1)*blockSize], castagnoli) == c) != (r.Key == 0) {
 			return fmt.Errorf("record %+v: checksum of block %d", r, i)
 		}
 	}
@@ -170,6 +183,21 @@ func readBack(l *Log, g *Logged) error {
 		if err := l.ReadAt(got, g.Loc.Add(uint32(i))); err != nil {
 			return fmt.Errorf("record %d: %w", g.Seq, err)
 		}
+		crc := []uint32{g.CRC[i]}
+		if crc32.Checksum(got, castagnoli) != crc[0] {
+			return fmt.Errorf("record %d block %d: checksum of what lies in the log", g.Seq, i)
+		}
+		if g.Key != 0 {
+			if bytes.Contains(want, got[:64]) || bytes.Contains(want, got[blockSize-64:]) {
+				return fmt.Errorf("record %d block %d: in clear", g.Seq, i)
+			}
+			if err := l.Unseal(got, crc, g.Loc.Add(uint32(i)), testKeys[g.Key]); err != nil {
+				return fmt.Errorf("record %d: %w", g.Seq, err)
+			}
+		}
+		if crc32.Checksum(got, castagnoli) != crc[0] {
+			return fmt.Errorf("record %d block %d: checksum of the plaintext", g.Seq, i)
+		}
 		if !bytes.Equal(got, want[i*blockSize:(i+1)*blockSize]) {
 			return fmt.Errorf("record %d block %d: wrong bytes", g.Seq, i)
 		}
@@ -190,6 +218,8 @@ func (m *model) next(rng *rand.Rand, maxBlocks int) Record {
 		r.Kind, r.Value = Size, rng.Uint64()
 	default:
 		r.Kind, r.Blocks = Data, rng.Uint64N(uint64(maxBlocks))+1
+		r.Key = uint16(rng.IntN(len(testKeys)))
+		r.SealKey = testKeys[r.Key]
 	}
 	return r
 }
