@@ -143,6 +143,9 @@ func (s *Volumes) activate(ctx context.Context, id uuid.UUID) (*volumedriver.Vol
 	if s.lost[id] {
 		return nil, fmt.Errorf("open volume %s: %w", id, ErrLost)
 	}
+	if err := s.here(view, vol); err != nil {
+		return nil, err
+	}
 	spec, err := s.spec(view, vol)
 	if err != nil {
 		return nil, err

@@ -195,7 +195,7 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	}
 	b.pools = exports.NewPools(b.driver, b.openBackend, poolKeys, b.cache, named("vpool"))
 	b.engine = exports.NewEngine(store, b.volumes)
-	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Engine: b.pools, Vault: b.secrets, Log: named("vpool")})
+	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Node: b.raft.ID(), Engine: poolsHere{b.pools, b.raft.ID()}, Vault: b.secrets, Log: named("vpool")})
 	b.vdisks = vdisk.New(vdisk.Config{Raft: b.raft, Store: store, Engine: b.engine, Mine: b.mine, Log: named("vdisk")})
 	b.nodes = node.New(b.raft, store, b.raft.ID())
 	return nil

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"varve/appliance/exports"
 	"varve/control/cluster"
 	"varve/control/node"
 	"varve/control/pki"
@@ -353,4 +354,54 @@ func InitCluster(_ context.Context, cfg Config) (st ClusterStatus, err error) {
 	_, err = pki.Open(pki.Config{Dir: filepath.Join(cfg.Data, tlsName), Name: st.Cluster.String(), Hosts: pki.LocalHosts(), Cluster: st.Cluster,
 		Node: st.Self})
 	return st, err
+}
+
+// poolsHere gives the driver the backends that this node can reach: other nodes' disks are theirs.
+type poolsHere struct {
+	*exports.Pools
+	self uuid.UUID
+}
+
+// AddPool implements vpool.Engine.
+func (p poolsHere) AddPool(ctx context.Context, vp state.VPool) error {
+	if vp.Backend.Node != uuid.Nil && vp.Backend.Node != p.self {
+		return nil
+	}
+	return p.Pools.AddPool(ctx, vp)
+}
+
+const poolsEvery = 2 * time.Second
+
+// followPools takes over vPools that other nodes made and gives up those that are gone, until ctx ends.
+func (b *base) followPools(ctx context.Context) error {
+	here := poolsHere{b.pools, b.raft.ID()}
+	known := make(map[uuid.UUID]bool)
+	tick := time.NewTicker(poolsEvery)
+	defer tick.Stop()
+	for {
+		now := make(map[uuid.UUID]bool)
+		for _, p := range b.raft.State().View().VPools() {
+			now[p.ID] = true
+			if known[p.ID] {
+				continue
+			}
+			if err := here.AddPool(ctx, p); err != nil {
+				b.cfg.Log.Warn("backend of a vPool could not be opened, it is tried again", "vpool", p.Name, "err", err)
+				delete(now, p.ID)
+			}
+		}
+		for id := range known {
+			if !now[id] {
+				if err := here.RemovePool(ctx, id); err != nil {
+					b.cfg.Log.Warn("backend of a deleted vPool could not be closed", "vpool", id, "err", err)
+				}
+			}
+		}
+		known = now
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
 }

@@ -133,6 +133,8 @@ func (a *appliance) run(ctx context.Context, ready func(Summary)) error {
 	core.Go(func() error { return named("control", a.raft.Run(coreCtx)) })
 	core.Go(func() error { return named("vPools", a.pools.Run(coreCtx)) })
 	core.Go(func() error { return named("node port", a.runNetwork(coreCtx)) })
+	core.Go(func() error { return named("vPools", a.followPools(coreCtx)) })
+	core.Go(func() error { return named("node port", a.runNetwork(coreCtx)) })
 	core.Go(func() error { return named("volume driver", a.untilBroken(coreCtx)) })
 
 	outer, stopOuter := context.WithCancelCause(ctx)

@@ -115,7 +115,8 @@ type Config struct {
 	Raft   Proposer
 	Store  *state.Store
 	Engine Engine
-	Vault  Vault // nil: no buckets
+	Vault  Vault     // nil: no buckets
+	Node   uuid.UUID // this one, whose disk a local backend is on
 	Log    *slog.Logger
 }
 
@@ -167,6 +168,9 @@ func (c *Controller) Create(ctx context.Context, s Spec) (VPool, error) {
 	b, err := ParseBackend(s.Backend)
 	if err != nil {
 		return VPool{}, err
+	}
+	if b.Kind == state.BackendLocal {
+		b.Node = c.cfg.Node
 	}
 	b.CA, b.Unsafe = s.CA, s.AllowUnsafe && b.Kind == state.BackendS3
 	if _, err := c.cfg.Store.View().VPool(s.Name); err == nil {
