@@ -20,6 +20,8 @@ import (
 	"varve/volumedriver/backend"
 	"varve/volumedriver/backend/s3"
 	"varve/volumedriver/blockio"
+	"varve/volumedriver/sco"
+	"varve/volumedriver/seal"
 )
 
 // OpenBackend opens, and if need be makes, the store that a vPool's spec names. k are the credentials of a bucket.
@@ -37,6 +39,7 @@ type Pools struct {
 	driver *volumedriver.Driver
 	open   OpenBackend
 	keys   KeysOf
+	kek    func(pool uuid.UUID) ([]byte, error)
 	cached *ReadCache
 	log    *slog.Logger
 
@@ -222,6 +225,12 @@ func (p *Pools) add(ctx context.Context, vp state.VPool) error {
 		p.driver.PoolAway(vp.ID, err)
 		return err
 	}
+	o, err := p.options(vp)
+	if err != nil {
+		p.driver.PoolAway(vp.ID, err)
+		return errors.Join(err, b.Close())
+	}
+	p.driver.SetPoolOptions(vp.ID, o)
 	used := p.cached.Wrap(vp.ID, vp.Backend, b)
 	p.mu.Lock()
 	delete(p.away, vp.ID)
@@ -240,6 +249,32 @@ func (p *Pools) openPool(vp state.VPool) (b backend.Backend, k vpool.Keys, err e
 	b, err = p.open(vp.Backend, k)
 	return b, k, err
 }
+
+// options say how a vPool's objects are made.
+func (p *Pools) options(vp state.VPool) (o volumedriver.PoolOptions, err error) {
+	if vp.Compression != "" {
+		if o.Codec, err = sco.ParseCodec(vp.Compression); err != nil {
+			return o, fmt.Errorf("vPool %s: %w", vp.Name, err)
+		}
+	}
+	if !vp.Encrypted {
+		return o, nil
+	}
+	o.Encrypt = true
+	if p.kek == nil {
+		return o, fmt.Errorf("vPool %s is encrypted, and this process keeps no secrets", vp.Name)
+	}
+	secret, err := p.kek(vp.ID)
+	if err != nil {
+		return o, fmt.Errorf("key of vPool %s: %w", vp.Name, err)
+	}
+	defer clear(secret)
+	o.KEK, err = seal.KEKFrom(secret)
+	return o, err
+}
+
+// UseKEKs says where the key encryption keys of encrypted vPools come from. It is called before any vPool is added.
+func (p *Pools) UseKEKs(kek func(pool uuid.UUID) ([]byte, error)) { p.kek = kek }
 
 // RemovePool implements vpool.Engine.
 func (p *Pools) RemovePool(_ context.Context, id uuid.UUID) error {

@@ -194,6 +194,7 @@ func (b *base) open(ctx context.Context, guard bool) error {
 		return openBackend(spec, k, named("vpool"))
 	}
 	b.pools = exports.NewPools(b.driver, b.openBackend, poolKeys, b.cache, named("vpool"))
+	b.pools.UseKEKs(func(pool uuid.UUID) ([]byte, error) { return vpool.KEKOf(b.secrets, pool) })
 	b.engine = exports.NewEngine(store, b.volumes)
 	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Node: b.raft.ID(), Engine: poolsHere{b.pools, b.raft.ID()}, Vault: b.secrets, Log: named("vpool")})
 	b.vdisks = vdisk.New(vdisk.Config{Raft: b.raft, Store: store, Engine: b.engine, Mine: b.mine, Log: named("vdisk")})

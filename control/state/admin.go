@@ -49,6 +49,17 @@ type CreateVPool struct {
 	Findings []Finding `json:"findings,omitempty"`
 	// Keys are the backend's sealed credentials, of the name S3KeysOf(ID).
 	Keys *SetSecret `json:"keys,omitempty"`
+	// Compression and KEK, of the name KEKOf(ID), say how what is stored is made; no KEK: it is not encrypted.
+	Compression string     `json:"compression,omitempty"`
+	KEK         *SetSecret `json:"kek,omitempty"`
+}
+
+func checkCompression(object, c string) error {
+	switch c {
+	case "", "none", "s2", "zstd":
+		return nil
+	}
+	return &Error{Err: ErrInvalid, Object: object, Detail: "compression " + quote(c), Remedy: "use none, s2 or zstd"}
 }
 
 func (*CreateVPool) kind() (string, int) { return "create_vpool", 1 }
@@ -78,6 +89,17 @@ func (c *CreateVPool) check() error {
 	}
 	if c.Keys != nil {
 		if err := c.Keys.check(); err != nil {
+			return err
+		}
+	}
+	if err := checkCompression(object, c.Compression); err != nil {
+		return err
+	}
+	if c.KEK != nil {
+		if c.KEK.Name != KEKOf(c.ID) {
+			return invalid(object, "the key is not this vPool's")
+		}
+		if err := c.KEK.check(); err != nil {
 			return err
 		}
 	}
@@ -116,7 +138,12 @@ func (c *CreateVPool) apply(t *tx) (Result, error) {
 			return Result{}, err
 		}
 	}
-	p := &VPool{ID: c.ID, Name: c.Name, FSID: FSIDOf(c.ID), Backend: c.Backend, Findings: slices.Clone(c.Findings), Clients: slices.Clone(c.Clients),
+	if c.KEK != nil {
+		if _, err := c.KEK.apply(t); err != nil {
+			return Result{}, err
+		}
+	}
+	p := &VPool{ID: c.ID, Compression: c.Compression, Encrypted: c.KEK != nil, Name: c.Name, FSID: FSIDOf(c.ID), Backend: c.Backend, Findings: slices.Clone(c.Findings), Clients: slices.Clone(c.Clients),
 		Class: ClassNone, NextIno: RootIno + 1, Inodes: 1, Created: t.at, Rev: t.index}
 	copy(p.Key[:], c.Key)
 	t.put(tVPool, p)

@@ -37,6 +37,10 @@ type VPool struct {
 	Backend Backend   `json:"backend"`
 	// Findings are those of the last probe of the backend.
 	Findings []Finding `json:"findings,omitempty"`
+	// Compression of what is stored: "none", "s2" or "zstd".
+	Compression string `json:"compression,omitempty"`
+	// Encrypted: new volumes get a key, wrapped by the secret KEKOf(ID).
+	Encrypted bool `json:"encrypted,omitempty"`
 	// Key signs NFS file handles.
 	Key Secret `json:"-"`
 	// Clients are the CIDRs that may mount over NFS; empty means nobody.

@@ -26,6 +26,10 @@ const (
 
 const tSecret = "secret"
 
+// KEKOf names the secret with the key encryption key of a vPool. It goes when the vPool does, and with it every copy of what
+// the vPool's encrypted vDisks held.
+func KEKOf(pool uuid.UUID) string { return vpoolSecrets(pool) + "kek" }
+
 // S3KeysOf names the secret with the credentials of a vPool's S3 backend. It goes when the vPool does.
 func S3KeysOf(pool uuid.UUID) string { return vpoolSecrets(pool) + "s3" }
 

@@ -98,6 +98,22 @@ func KeysOf(v Vault, pool uuid.UUID) (Keys, error) {
 	return k, nil
 }
 
+// KEKBytes is the size of a vPool's key encryption key.
+const KEKBytes = 32
+
+// KEKOf opens the key encryption key of an encrypted vPool. The caller clears it.
+func KEKOf(v Vault, pool uuid.UUID) ([]byte, error) {
+	if v == nil {
+		return nil, fmt.Errorf("key of vPool %s: this process keeps no secrets", pool)
+	}
+	k, err := v.Get(state.KEKOf(pool))
+	if err == nil && len(k) != KEKBytes {
+		clear(k)
+		return nil, fmt.Errorf("key of vPool %s is not readable", pool)
+	}
+	return k, err
+}
+
 // NotSafe is the finding of a vPool whose operator has accepted a store that lacks something.
 const NotSafe = "not safe"
 
@@ -156,6 +172,9 @@ type Spec struct {
 	Name    string
 	Backend string // ParseBackend reads it
 	Clients []string
+	// Compression of what is stored: "none", "s2" or "zstd"; "" for none on a directory and s2 in a bucket.
+	Compression string
+	Encrypt     bool // vDisks get keys of their own
 
 	// For a bucket:
 	Keys        Keys
@@ -186,6 +205,18 @@ func (c *Controller) Create(ctx context.Context, s Spec) (VPool, error) {
 		if cmd.Keys, err = c.seal(cmd.ID, s.Name, s.Keys); err != nil {
 			return VPool{}, err
 		}
+	}
+	if cmd.Compression = s.Compression; cmd.Compression == "" && b.Kind == state.BackendS3 {
+		cmd.Compression = "s2"
+	}
+	if s.Encrypt {
+		if c.cfg.Vault == nil {
+			return VPool{}, &state.Error{Err: state.ErrInvalid, Object: "vpool " + s.Name, Detail: "this appliance keeps no secrets, so it can't encrypt"}
+		}
+		kek := make([]byte, KEKBytes)
+		rand.Read(kek)
+		cmd.KEK = c.cfg.Vault.Seal(state.KEKOf(cmd.ID), kek)
+		clear(kek)
 	}
 	// Encoding checks the command before the probe touches the backend.
 	if _, err := state.Encode(cmd, cmd.ID, 0); err != nil {
@@ -246,6 +277,7 @@ func unusable(name string, b state.Backend, err error) error {
 		Remedy() string
 	}](err); ok {
 		e.Remedy = r.Remedy()
+		e.Detail = strings.TrimSuffix(e.Detail, "; "+e.Remedy)
 	}
 	if e.Remedy == "" && b.Kind == state.BackendLocal {
 		e.Remedy = "make " + b.Dir + " a directory that this process may write to, on a local file system"
@@ -292,7 +324,7 @@ func (c *Controller) SetKeys(ctx context.Context, name string, k Keys, force boo
 	if !force {
 		if err := c.cfg.Engine.TryKeys(ctx, p, k); err != nil {
 			e := unusable(name, p.Backend, err).(*state.Error)
-			e.Detail = "these credentials do not work: " + err.Error()
+			e.Detail = strings.Replace(e.Detail, "its backend does not work", "these credentials do not work", 1)
 			e.Remedy = "nothing is changed. " + e.Remedy + "; --force keeps them all the same"
 			return e
 		}

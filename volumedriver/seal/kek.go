@@ -44,6 +44,14 @@ func NewKEK() (*KEK, error) {
 	return newKEK(secret)
 }
 
+// KEKFrom makes a KEK from a secret of SecretBytes that is kept elsewhere; the caller may clear its copy.
+func KEKFrom(secret []byte) (*KEK, error) {
+	if len(secret) != SecretBytes {
+		return nil, fmt.Errorf("key encryption key of %d bytes, not %d", len(secret), SecretBytes)
+	}
+	return newKEK((*[SecretBytes]byte)(bytes.Clone(secret)))
+}
+
 // newKEK takes the secret over.
 func newKEK(secret *[SecretBytes]byte) (*KEK, error) {
 	id, err := hkdf.Key(sha256.New, secret[:], nil, "varve kek id", 16)
