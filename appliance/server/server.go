@@ -76,11 +76,12 @@ type appliance struct {
 	fresh   bool
 	nbd     *nbd.Server
 	// nbdLocal serves the unix socket; it is nbd itself unless that insists on TLS.
-	nbdLocal *nbd.Server
-	nfs      *nfs.Server
-	api      *api.Server
-	auth     *auth.Authenticator
-	ready    atomic.Bool
+	nbdLocal   *nbd.Server
+	nfs        *nfs.Server
+	api        *api.Server
+	auth       *auth.Authenticator
+	automation *automation
+	ready      atomic.Bool
 }
 
 // wire makes what a fresh appliance lacks and the servers, and starts nothing.
@@ -118,6 +119,9 @@ func (a *appliance) wire(ctx context.Context) error {
 	a.nfs = nfs.New(nfs.Config{Namespace: exports.NewNFS(a.raft, store, a.volumes, a.pools, nfsLog), Verifier: a.driver.Verifier,
 		Log: nfsLog, Observe: observed.observe})
 	a.auth = auth.New(auth.Config{Raft: a.raft, Store: store, Vault: a.secrets, Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "auth"))})
+	if err := a.newAutomation(); err != nil {
+		return err
+	}
 	a.api, err = api.New(api.Config{Raft: a.raft, Auth: a.auth, VPools: a.vpools, VDisks: a.vdisks, Nodes: a.nodes, Store: store, Status: a.status, Ready: a.notReady,
 		Metrics: promhttp.HandlerFor(a.metrics, promhttp.HandlerOpts{}), Version: a.cfg.Version,
 		Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "api"))})
@@ -212,6 +216,7 @@ func (a *appliance) serve(ctx context.Context, g *errgroup.Group) {
 		g.Go(func() error { return named("portmapper", a.nfs.RunPortmap(ctx, a.cfg.Portmap)) })
 	}
 	g.Go(func() error { return named("vDisk controller", a.vdisks.Run(ctx)) })
+	a.automation.run(ctx, g, a)
 	g.Go(func() error { return named("API", a.api.Serve(ctx, a.doors.apiSocket, nil)) })
 	g.Go(func() error { return named("control socket", a.controlServer().Serve(ctx, a.doors.control)) })
 	for _, ln := range a.doors.https {

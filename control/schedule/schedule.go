@@ -166,7 +166,6 @@ func Defaults() []Entry {
 		{"reality", "cluster.reality", "50 * * * *", false, "comparing what the state says with what is there"},
 		{"orphans", "cluster.orphans", "20 3 * * *", false, "comparing the backends with what the volumes refer to"},
 		{"certificates", "cluster.certificates", "40 4 * * *", false, "renewing certificates that end soon"},
-		{"dtl", "cluster.dtl", "*/5 * * * *", true, "checking that every volume's log has its copy"},
 	}
 }
 

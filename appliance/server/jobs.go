@@ -1,0 +1,198 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"varve/appliance/exports"
+	"varve/control/events"
+	"varve/control/jobs"
+	"varve/control/leader"
+	"varve/control/policy"
+	"varve/control/properties"
+	"varve/control/schedule"
+	"varve/control/state"
+	"varve/control/upkeep"
+)
+
+// automation is what the appliance does by itself: tasks, schedules, events and where they are sent.
+type automation struct {
+	types      jobs.Types
+	broker     *jobs.Broker
+	worker     *jobs.Worker
+	schedules  *schedule.Dispatcher
+	policies   *policy.Controller
+	events     *events.Publisher
+	sinks      *events.Sinks
+	upkeep     *upkeep.Upkeep
+	properties *properties.Cache
+	shared     *properties.Memcached // nil: in process alone
+}
+
+// MemcachedKey is the config key with the memcached servers of the property cache, "host:port host:port"; it counts from the
+// next start on.
+const MemcachedKey = "properties.memcached"
+
+// newAutomation wires it and starts nothing. more are the types of task that others bring.
+func (a *appliance) newAutomation(more ...jobs.Type) error {
+	store, log := a.raft.State(), a.logOf
+	m := &automation{}
+	m.events = events.NewPublisher(a.raft, a.raft.ID(), log("events"))
+	m.sinks = events.NewSinks(a.raft, store, a.secrets, m.events, log("events"))
+	m.upkeep = upkeep.New(upkeep.Config{Raft: a.raft, Store: store, Node: a.raft.ID(), Engine: exports.UpkeepEngine{Engine: a.engine},
+		Events: m.events, Health: a.health, Renew: a.tls.Renew, Log: log("upkeep")})
+	var err error
+	if m.types, err = jobs.NewTypes(append(m.upkeep.Types(), more...)...); err != nil {
+		return err
+	}
+	m.broker = jobs.NewBroker(jobs.BrokerConfig{Raft: a.raft, Store: store, Types: m.types, Log: log("jobs")})
+	queues := []string{state.QueueOf(a.raft.ID()), state.QueueGeneric}
+	if n, err := store.View().Node(a.raft.ID()); err == nil && n.Role == state.RoleMaster {
+		queues = append(queues, state.QueueMasters)
+	}
+	m.worker = jobs.NewWorker(jobs.WorkerConfig{Node: a.raft.ID(), Queues: queues, Types: m.types, Source: m.broker, Log: log("jobs")})
+	m.schedules = schedule.New(schedule.Config{Raft: a.raft, Store: store, Entries: schedule.Defaults(), Log: log("schedule"),
+		Task: func(typ, object, by string, args json.RawMessage) (state.TaskSpec, error) {
+			t, ok := m.types[typ]
+			if !ok {
+				return state.TaskSpec{}, &state.Error{Err: state.ErrInvalid, Object: fmt.Sprintf("task %q", typ), Detail: "no such type of task"}
+			}
+			return t.Spec(object, by, args)
+		}})
+	m.policies = &policy.Controller{Raft: a.raft, Store: store}
+	if k, err := store.View().Config(MemcachedKey); err == nil && k.Value != "" {
+		if m.shared, err = properties.NewMemcached(a.raft.Cluster().String(), splitFields(k.Value)...); err != nil {
+			log("properties").Warn("memcached is not used", "err", err)
+		}
+	}
+	if m.properties, err = a.newProperties(m.shared); err != nil {
+		return err
+	}
+	a.automation = m
+	return nil
+}
+
+const statsTTL = 5 * time.Second
+
+// newProperties wires the dynamic properties of objects.
+func (a *appliance) newProperties(shared *properties.Memcached) (*properties.Cache, error) {
+	volume := properties.Property{Name: "volume", TTL: statsTTL, Owner: func(id string) string {
+		if v, err := a.raft.State().View().Volume(parseID(id)); err == nil {
+			return v.Owner.String()
+		}
+		return ""
+	}, Fetch: func(_ context.Context, id string) (json.RawMessage, error) {
+		vol, err := a.raft.State().View().Volume(parseID(id))
+		if err != nil {
+			return nil, err
+		}
+		if vol.Owner != uuid.Nil && vol.Owner != a.raft.ID() {
+			return nil, fmt.Errorf("volume %s is owned by node %s", id, vol.Owner)
+		}
+		i, ok := a.engine.Info(vol.ID)
+		if !ok {
+			i.Size = vol.Size // nothing was ever written: the engine has not made it yet
+		}
+		b, err := json.Marshal(volumeProperties{Size: i.Size, Used: i.Used, Pending: i.Pending, Open: i.Open, Clients: a.engine.Clients(vol.ID),
+			Template: i.Template})
+		if err != nil {
+			return nil, fmt.Errorf("properties of volume %s: %w", id, err)
+		}
+		return b, nil
+	}}
+	var store properties.Store
+	if shared != nil {
+		store = shared
+	}
+	return properties.New([]properties.Property{volume}, store, a.logOf("properties"))
+}
+
+// volumeProperties is what a volume's owner says of it.
+type volumeProperties struct {
+	Size     int64 `json:"size"`
+	Used     int64 `json:"used"`
+	Pending  int64 `json:"pending"`
+	Open     bool  `json:"open"`
+	Clients  int   `json:"clients"`
+	Template bool  `json:"template,omitempty"`
+}
+
+// run starts the automation; the leader's duties run where this node leads.
+func (m *automation) run(ctx context.Context, g *errgroup.Group, a *appliance) {
+	g.Go(func() error { return named("events", m.events.Run(ctx)) })
+	g.Go(func() error { return named("tasks", m.worker.Run(ctx)) })
+	g.Go(func() error {
+		return named("leader's duties", leader.Run(ctx, a.raft, a.logOf("leader"),
+			leader.Duty{Name: "tasks", Run: m.broker.Run},
+			leader.Duty{Name: "schedules", Run: m.schedules.Run},
+			leader.Duty{Name: "event sinks", Run: m.sinks.Run}))
+	})
+	if m.shared != nil {
+		g.Go(func() error {
+			<-ctx.Done()
+			return m.shared.Close()
+		})
+	}
+	m.events.Emit(events.UpAndRunning, events.TopicNode, a.raft.ID().String(), map[string]string{"version": a.cfg.Version})
+}
+
+func (a *appliance) logOf(service string) *slog.Logger {
+	return a.cfg.Log.With("component", component(a.raft.Cluster(), a.raft.ID(), service))
+}
+
+// health finds what is wrong with this node.
+func (a *appliance) health(context.Context) []state.AlertSpec {
+	var out []state.AlertSpec
+	add := func(code, severity, object, detail, remedy string) {
+		out = append(out, state.AlertSpec{Code: code, Severity: severity, Object: shortText(object), Detail: shortText(detail), Remedy: remedy})
+	}
+	self := "node " + a.raft.ID().String()
+	if n, err := a.nodes.Self(); err == nil {
+		self = "node " + n.Name
+	}
+	if err := a.notReady(); err != nil {
+		add("not_ready", "error", self, err.Error(), "look at the node's log; restart it if it does not recover")
+	}
+	if full := a.driver.Stats().Log.Occupancy; full > logFull {
+		// In steps, so that the alert does not change with every check.
+		add("write_log_full", "warning", self, fmt.Sprintf("the write log is more than %d %% full, guests' writes are slowed", int(full*10)*10),
+			"check that the backends answer and are fast enough, or give the log more room")
+	}
+	if n := a.volumes.Lost(); n > 0 {
+		add("volumes_lost", "error", self, fmt.Sprintf("%d volumes are lost until they are rebuilt", n), "stop the appliance and run varve rebuild")
+	}
+	for _, p := range a.raft.State().View().VPools() {
+		if h := a.driver.PoolHealth(p.ID); h.Err != "" {
+			add("backend_failing", "error", "vpool "+p.Name, h.Err, "check the backend: its server, its credentials, its space")
+		}
+	}
+	return out
+}
+
+func shortText(s string) string {
+	const most = state.TaskTextBytesMax - 4
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}
+
+func splitFields(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r == ',' })
+}
+
+// parseID is uuid.Nil for what is no id, which no object has.
+func parseID(s string) uuid.UUID {
+	id, err := uuid.Parse(s)
+	if err != nil {
+		return uuid.Nil
+	}
+	return id
+}
