@@ -26,7 +26,8 @@
 //
 // # On the SSD
 //
-// DIR/lines is one preallocated file of slots, a line in each, as cells:
+// DIR/lines is one file of slots, preallocated in steps of 256 MiB as long as a twentieth of the file system stays free, with a line in each,
+// as cells:
 //
 //	| data 4096 | hash of vPool and object name 16 | line 4 | cell in line 2 | magic 2 | 0 4 | crc32c of all before it 4 |
 //
@@ -220,7 +221,7 @@ func lineOf(key uint64) uint32           { return uint32(key) }
 func (c *Cache) lineAt(off int64) uint32 { return uint32(off / c.line) }
 
 // Wrap gives a backend that reads b through the cache. pool tells its objects from those of other backends. The result implements
-// Prefetcher and Tracer, its objects Scanner and Discarder. Closing it closes b.
+// Prefetcher, Tracer and Holder, its objects Scanner and Discarder. Closing it closes b.
 func (c *Cache) Wrap(pool uuid.UUID, b backend.Backend) backend.Backend {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &store{c: c, inner: b, pool: pool, ctx: ctx, cancel: cancel, flights: make(map[uint64]*flight), chains: make(map[string]int64)}
@@ -240,6 +241,11 @@ type Scanner interface {
 
 // Discarder is an object whose cached bytes can be thrown away, because whoever read them found them to be wrong.
 type Discarder interface{ Discard(off, n int64) }
+
+// Holder tells how many bytes of a part of an object are in each tier.
+type Holder interface {
+	Held(name string, off, n int64) (ram, disk int64)
+}
 
 // judgeUse notes what fetches brought and what was read, and decides whether small reads should fetch whole lines.
 func (c *Cache) judgeUse(fetched, read int64) {

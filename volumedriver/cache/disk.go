@@ -11,6 +11,7 @@ import (
 	"path"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"varve/volumedriver/vfs"
 )
@@ -21,15 +22,17 @@ const (
 	cellBytes   = cellData + cellTrailer
 	cellMagic   = 0x5643 // "VC"
 
-	diskQueue     = 256 // lines that wait to be written
-	diskErrorsMax = 16  // failed reads until the tier is given up
+	diskQueue     = 256       // lines that wait to be written
+	diskErrorsMax = 16        // failed reads until the tier is given up
+	diskGrowth    = 256 << 20 // bytes reserved at a time
+	diskReserve   = 20        // one in so many bytes of the file system is left to others
 	linesName     = "lines"
 	indexName     = "index"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// disk is the tier on an SSD: one file of slots, a line in each. A line is kept in cells of 4 KiB, each with a trailer that names the
+// disk is the tier on an SSD: one file of slots, a line in each, that grows to its size in steps. A line is kept in cells of 4 KiB, each with a trailer that names the
 // line and vouches for the cell, so that a read of 4 KiB costs one read of 4128 bytes, and no index, torn write or slot in use again can pass
 // off other bytes. Whatever fails here is a miss.
 type disk struct {
@@ -48,6 +51,10 @@ type disk struct {
 	mu sync.RWMutex // guards f
 	f  fifo
 
+	step  int          // bytes to reserve at a time
+	grown int          // slots for which there is room; only the writer uses it
+	limit atomic.Int64 // slots that there will ever be, if fewer than planned
+
 	hits, stale, corrupt, readErrors, written, dropped, evicted atomic.Int64
 	dirty                                                       atomic.Bool // the index file is older than f
 
@@ -65,7 +72,8 @@ type diskJob struct {
 // openDisk opens or makes the tier. What is wrong with the disk only switches the tier off.
 func openDisk(fs vfs.FS, dir string, bytes int64, line int, reg *registry, log *slog.Logger) *disk {
 	slotBytes := int64(line / cellData * cellBytes)
-	d := &disk{fs: fs, dir: dir, line: line, slots: int(min(bytes/slotBytes, slotsMax)), reg: reg, log: log, queue: make(chan diskJob, diskQueue)}
+	d := &disk{fs: fs, dir: dir, line: line, slots: int(min(bytes/slotBytes, slotsMax)), reg: reg, log: log, step: diskGrowth,
+		queue: make(chan diskJob, diskQueue)}
 	d.buffers.New = func() any { b := make([]byte, slotBytes); return &b }
 	d.f = newFIFO(d.slots)
 	if d.slots == 0 {
@@ -84,15 +92,14 @@ func openDisk(fs vfs.FS, dir string, bytes int64, line int, reg *registry, log *
 	d.file = file
 	size, err := file.Size()
 	if err == nil && size > int64(d.slots)*slotBytes {
-		err = file.Truncate(int64(d.slots) * slotBytes)
-	}
-	if err == nil {
-		err = file.Preallocate(int64(d.slots) * slotBytes)
+		size = int64(d.slots) * slotBytes
+		err = file.Truncate(size)
 	}
 	if err != nil {
-		d.fail("reserve room", err)
+		d.fail("size of file", err)
 		return d
 	}
+	d.grown = int((size + slotBytes - 1) / slotBytes)
 	if err := d.load(); err != nil {
 		log.Info("read cache on disk starts empty", "dir", dir, "err", err)
 	}
@@ -110,10 +117,42 @@ func (d *disk) fail(what string, err error) {
 	}
 }
 
+// grow reserves room for a slot and those after it, as long as the file system keeps something for others. If it cannot, the tier
+// stays as large as it is. Only the writer calls it, so no other slot is taken meanwhile.
+func (d *disk) grow(slot uint32) bool {
+	if int(slot) < d.grown {
+		return true
+	}
+	to := min(d.slots, int(slot)+max(1, d.step/d.slotBytes()))
+	total, free, err := d.fs.Space(d.dir)
+	if err == nil && free < total/diskReserve+uint64(to-d.grown)*uint64(d.slotBytes()) {
+		err = syscall.ENOSPC
+	}
+	if err == nil {
+		err = d.file.Preallocate(int64(to) * int64(d.slotBytes()))
+	}
+	if err == nil {
+		d.grown = to
+		return true
+	}
+	d.mu.Lock()
+	d.f.limit(d.grown)
+	d.mu.Unlock()
+	d.limit.Store(int64(d.grown))
+	if d.grown == 0 {
+		d.fail("reserve room", err)
+	} else {
+		d.log.Warn("read cache on disk stays smaller than it might be", "dir", d.dir, "bytes", int64(d.grown)*int64(d.line), "err", err)
+	}
+	return false
+}
+
 // on tells whether there is a tier that works.
 func (d *disk) on() bool { return d != nil && d.off.Load() == nil }
 
-func (d *disk) slotOff(slot uint32) int64 { return int64(slot) * int64(d.line/cellData*cellBytes) }
+func (d *disk) slotBytes() int { return d.line / cellData * cellBytes }
+
+func (d *disk) slotOff(slot uint32) int64 { return int64(slot) * int64(d.slotBytes()) }
 
 // seal writes the trailer of a cell.
 func seal(cell []byte, h objectHash, line uint32, index int) {
@@ -311,7 +350,7 @@ func (d *disk) write(j diskJob) bool {
 		d.evicted.Add(1)
 		d.reg.release(objectOf(victim))
 	}
-	if !ok {
+	if !ok || !d.grow(slot) {
 		return false
 	}
 	b := d.buffers.Get().(*[]byte)

@@ -163,6 +163,18 @@ func (f *fifo) refree() {
 	}
 }
 
+// limit gives up the slots from n on, in which there must be no line, and none that is taken.
+func (f *fifo) limit(n int) {
+	f.smallMax = max(1, n/smallPart)
+	f.free = none
+	for i := n - 1; i >= 0; i-- {
+		if f.state[i] == 0 {
+			f.next[i] = f.free
+			f.free = uint32(i)
+		}
+	}
+}
+
 // remove takes a line out and frees its slot.
 func (f *fifo) remove(slot uint32) {
 	f.unlink(slot)

@@ -43,7 +43,11 @@ func (c *Cache) Stats() Stats {
 		d.mu.RLock()
 		used := d.f.len()
 		d.mu.RUnlock()
-		s.DiskBytes, s.DiskUsed = int64(d.slots)*c.line, int64(used)*c.line
+		room := int64(d.slots)
+		if limit := d.limit.Load(); limit > 0 {
+			room = limit
+		}
+		s.DiskBytes, s.DiskUsed = room*c.line, int64(used)*c.line
 		s.DiskHits, s.DiskEvicted, s.DiskWritten, s.DiskDropped = d.hits.Load(), d.evicted.Load(), d.written.Load(), d.dropped.Load()
 		s.DiskStale, s.DiskCorrupt, s.DiskErrors = d.stale.Load(), d.corrupt.Load(), d.readErrors.Load()
 		if why := d.off.Load(); why != nil {
