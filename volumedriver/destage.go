@@ -69,7 +69,8 @@ type job struct {
 type pick struct {
 	lba uint64
 	loc writelog.Loc
-	crc uint32
+	crc uint32 // as it lies in the log
+	key uint16
 }
 
 // due says whether the volume has something to seal now.
@@ -119,7 +120,7 @@ func (v *Volume) cut(limitBlocks int) *job {
 		switch r.kind {
 		case writelog.Data:
 			for i := range r.blocks {
-				newest[r.lba+i] = pick{r.lba + i, r.loc.Add(uint32(i)), r.crcOf(int(i))}
+				newest[r.lba+i] = pick{r.lba + i, r.loc.Add(uint32(i)), r.crcOf(int(i)), r.key}
 			}
 			bytes += int64(r.blocks) * blockSize
 			if r.value != 0 {
@@ -384,12 +385,34 @@ func (j *job) build(b *sco.Builder) error {
 		}
 	}
 	var crcs []uint32
+	var plain []byte
 	for i := 0; i < len(j.picks); {
 		first, k := j.picks[i], 1
 		crcs = append(crcs[:0], first.crc)
-		for i+k < len(j.picks) && j.picks[i+k].lba == first.lba+uint64(k) && j.picks[i+k].loc == first.loc.Add(uint32(k)) {
+		for i+k < len(j.picks) && j.picks[i+k].lba == first.lba+uint64(k) && j.picks[i+k].loc == first.loc.Add(uint32(k)) && j.picks[i+k].key == first.key {
 			crcs = append(crcs, j.picks[i+k].crc)
 			k++
+		}
+		if first.key != 0 {
+			// Decrypted first: the checksums that go with the blocks are those of the plaintext.
+			if cap(plain) < k*blockSize {
+				plain = make([]byte, k*blockSize)
+			}
+			p := plain[:k*blockSize]
+			err := j.v.d.wal.ReadAt(p, first.loc)
+			if err == nil {
+				err = j.v.unseal(p, crcs, first.loc, first.key)
+			}
+			if err != nil {
+				return fmt.Errorf("read block %d from the log: %w", first.lba, err)
+			}
+			dst, err := b.Reserve(first.lba, crcs)
+			if err != nil {
+				return err
+			}
+			copy(dst, p)
+			i += k
+			continue
 		}
 		dst, err := b.Reserve(first.lba, crcs)
 		if err != nil {

@@ -147,7 +147,10 @@ func (v *Volume) rewrite(ctx context.Context, lba, n uint64, buf []byte) error {
 		v.order.Lock()
 		err := v.usableLocked()
 		if err == nil {
-			err = v.d.wal.Append(writelog.Record{Volume: v.id, Seq: v.seq + 1, Kind: writelog.Data, LBA: lba, Blocks: n2}, p, v, false, w, 0)
+			r := writelog.Record{Volume: v.id, Seq: v.seq + 1, Kind: writelog.Data, LBA: lba, Blocks: n2}
+			if err = v.useKeyLocked(&r); err == nil {
+				err = v.d.wal.Append(r, p, v, false, w, 0)
+			}
 			if err == nil {
 				v.seq++
 			}

@@ -13,7 +13,8 @@ const leafBlocks = 512
 type where struct {
 	loc  writelog.Loc
 	seq  uint64
-	crc  uint32
+	crc  uint32 // as it lies in the log
+	key  uint16 // of the volume's keys, that it is encrypted with in the log; 0: it is not
 	zero bool
 }
 
@@ -53,9 +54,9 @@ func (x *index) remove(lba uint64) {
 }
 
 // put notes a write of len(crc) blocks that lie one after the other in the log.
-func (x *index) put(lba uint64, loc writelog.Loc, seq uint64, crc []uint32) {
+func (x *index) put(lba uint64, loc writelog.Loc, seq uint64, crc []uint32, key uint16) {
 	for i, c := range crc {
-		x.set(lba+uint64(i), where{loc: loc.Add(uint32(i)), seq: seq, crc: c})
+		x.set(lba+uint64(i), where{loc: loc.Add(uint32(i)), seq: seq, crc: c, key: key})
 	}
 }
 
@@ -227,6 +228,7 @@ type record struct {
 	batch            uint64 // of the log
 	kind             writelog.Kind
 	flags            uint8
+	key              uint16
 }
 
 func (r *record) crcOf(i int) uint32 {
@@ -247,7 +249,7 @@ type recordQueue struct {
 const queueChunk = 256
 
 func (q *recordQueue) push(l *writelog.Logged, sizeBefore int64) {
-	r := record{seq: l.Seq, lba: l.LBA, blocks: l.Blocks, value: l.Value, sizeBefore: sizeBefore, time: l.Time, loc: l.Loc, batch: l.Batch, kind: l.Kind, flags: l.Flags}
+	r := record{seq: l.Seq, lba: l.LBA, blocks: l.Blocks, value: l.Value, sizeBefore: sizeBefore, time: l.Time, loc: l.Loc, batch: l.Batch, kind: l.Kind, flags: l.Flags, key: l.Key}
 	if l.Kind == writelog.Data {
 		if len(l.CRC) == 1 {
 			r.crc = l.CRC[0]

@@ -25,7 +25,7 @@ func TestIndexAgainstModel(t *testing.T) {
 			switch rapid.IntRange(0, 3).Draw(t, "op") {
 			case 0, 1:
 				n := rapid.Uint64Range(1, min(64, span-lba)).Draw(t, "n")
-				x.put(lba, writelog.Loc(seq<<20), seq, make([]uint32, n))
+				x.put(lba, writelog.Loc(seq<<20), seq, make([]uint32, n), 0)
 				for b := lba; b < lba+n; b++ {
 					model[b] = state{seq, false}
 				}

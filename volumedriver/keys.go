@@ -11,8 +11,10 @@ import (
 	"github.com/google/uuid"
 
 	"varve/volumedriver/backend"
+	"varve/volumedriver/blockio"
 	"varve/volumedriver/sco"
 	"varve/volumedriver/seal"
+	"varve/volumedriver/writelog"
 )
 
 // # Compression and encryption
@@ -199,6 +201,61 @@ func (v *Volume) SetCodec(codec string) error {
 	return v.editRoot(func(r *root) { r.Options.Codec = codec })
 }
 
+// logKey is the key that new records of a volume are encrypted with, and its place among the volume's keys, from 1.
+type logKey struct {
+	number uint16
+	key    *seal.Key
+}
+
+// useKeyLocked has a record encrypted if the volume is. order is held.
+func (v *Volume) useKeyLocked(r *writelog.Record) error {
+	if !v.encrypted.Load() {
+		return nil
+	}
+	if v.logKey == nil {
+		v.mu.RLock()
+		n := len(v.root.Keys)
+		v.mu.RUnlock()
+		k, err := v.keyNumber(uint16(n))
+		if err != nil {
+			return err
+		}
+		v.logKey = &logKey{uint16(n), k}
+	}
+	r.Key, r.SealKey = v.logKey.number, v.logKey.key
+	return nil
+}
+
+// keyNumber gives one of the volume's keys, counted from 1.
+func (v *Volume) keyNumber(n uint16) (*seal.Key, error) {
+	v.mu.RLock()
+	keys := v.root.Keys
+	v.mu.RUnlock()
+	if n == 0 || int(n) > len(keys) {
+		return nil, fmt.Errorf("key %d of volume %s, which has %d: %w", n, v.id, len(keys), blockio.ErrCorrupt)
+	}
+	ring, err := v.d.ring(v.id)
+	if err != nil {
+		return nil, err
+	}
+	return ring.Key(keys[n-1].KeyID)
+}
+
+// unseal decrypts blocks read from the log, if they are encrypted, and carries their checksums over.
+func (v *Volume) unseal(p []byte, crcs []uint32, loc writelog.Loc, key uint16) error {
+	if key == 0 {
+		return nil
+	}
+	k, err := v.keyNumber(key)
+	if err != nil {
+		return err
+	}
+	return v.d.wal.Unseal(p, crcs, loc, k)
+}
+
+// keysMax bounds how often a volume's key can be rotated: a record names its key in 16 bits.
+const keysMax = 1<<16 - 1
+
 // RotateKey gives an encrypted volume a new key for what is written from now on. What was written before stays under the
 // old one until the scrub moves it.
 func (v *Volume) RotateKey() error {
@@ -215,12 +272,20 @@ func (v *Volume) RotateKey() error {
 	if keys == nil {
 		return fmt.Errorf("rotate the key of volume %s: its vPool does not encrypt any more: %w", v.id, seal.ErrNoKey)
 	}
-	if err := v.editRoot(func(r *root) { r.Keys = append(slices.Clone(r.Keys), keys...) }); err != nil {
+	err = v.editRoot(func(r *root) {
+		if len(r.Keys) < keysMax {
+			r.Keys = append(slices.Clone(r.Keys), keys...)
+		}
+	})
+	if err != nil {
 		return err
 	}
 	v.d.keyrings.mu.Lock()
 	delete(v.d.keyrings.rings, v.id) // unwrapped anew, with the new one
 	v.d.keyrings.mu.Unlock()
+	v.order.Lock()
+	v.logKey = nil
+	v.order.Unlock()
 	return nil
 }
 

@@ -21,6 +21,7 @@ const planBlocks = 256
 type plan struct {
 	at   [planBlocks]where // seq 0: not in the log
 	refs [planBlocks]blockmap.Ref
+	crcs [planBlocks]uint32 // scratch
 	edge [blockSize]byte // for the blocks of which only a part is wanted
 }
 
@@ -172,7 +173,7 @@ func (pl *plan) run(i, n int) int {
 			k++
 		}
 	case w.seq != 0:
-		for i+k < n && pl.at[i+k].seq != 0 && !pl.at[i+k].zero && pl.at[i+k].loc == w.loc.Add(uint32(k)) {
+		for i+k < n && pl.at[i+k].seq != 0 && !pl.at[i+k].zero && pl.at[i+k].loc == w.loc.Add(uint32(k)) && pl.at[i+k].key == w.key {
 			k++
 		}
 	case pl.refs[i] == 0:
@@ -207,6 +208,18 @@ func (v *Volume) readRun(ctx context.Context, pl *plan, i, k int, lba uint64, p 
 		}
 		if err != nil {
 			return err
+		}
+		if w.key != 0 {
+			crcs := pl.crcs[:k]
+			for j := range crcs {
+				crcs[j] = pl.at[i+j].crc
+			}
+			if err := v.unseal(p, crcs, w.loc, w.key); err != nil {
+				return err
+			}
+			for j := range crcs {
+				pl.at[i+j].crc = crcs[j] // of the plaintext now; the plan is read once
+			}
 		}
 		for j := range k {
 			if sco.Checksum(p[j*blockSize:(j+1)*blockSize]) != pl.at[i+j].crc {

@@ -94,7 +94,9 @@ type Volume struct {
 	closed bool
 	freed  sync.Cond // on order: a claim ended
 
-	template  atomic.Bool   // takes no writes
+	encrypted atomic.Bool // has keys
+	logKey    *logKey     // for new records, once it is known; guarded by order
+	template  atomic.Bool // takes no writes
 	reverting atomic.Bool   // a rollback is in the log and not yet in the map: nothing can be read
 	hurry     atomic.Uint64 // somebody waits until records up to this one are on the backend
 	snapping  sync.Mutex    // one change of the list of snapshots at a time; taken before order
@@ -133,6 +135,7 @@ func newVolume(d *Driver, r root) *Volume {
 	v.head.Store(uint32(r.Handle))
 	v.span.Store(d.owners.spans(&r))
 	v.template.Store(r.Template)
+	v.encrypted.Store(len(r.Keys) > 0)
 	v.freed.L = &v.order
 	v.grown.L = v.mu.RLocker()
 	v.logged.Store(r.Backed)
@@ -319,6 +322,11 @@ func (v *Volume) appendLocked(p []byte, off int64, f blockio.Flags, c blockio.Co
 		return blockio.ErrBusy
 	}
 	r := writelog.Record{Volume: v.id, Seq: v.seq + 1, Kind: writelog.Data, LBA: lba, Blocks: n}
+	if v.encrypted.Load() {
+		if err := v.useKeyLocked(&r); err != nil {
+			return err
+		}
+	}
 	if end > v.size && f&blockio.Extend != 0 {
 		r.Flags, r.Value = recordExtends, uint64(end)
 	}
@@ -430,7 +438,7 @@ func (v *Volume) applyLocked(l *writelog.Logged) {
 	size := v.visible.Load()
 	switch l.Kind {
 	case writelog.Data:
-		v.index.put(l.LBA, l.Loc, l.Seq, l.CRC)
+		v.index.put(l.LBA, l.Loc, l.Seq, l.CRC, l.Key)
 		if l.Flags&recordExtends != 0 {
 			size = max(size, int64(l.Value))
 		}
@@ -613,6 +621,9 @@ func (v *Volume) merge(ctx context.Context, p []byte, off int64, f blockio.Flags
 			return err
 		}
 		r := writelog.Record{Volume: v.id, Seq: v.seq + 1, Kind: writelog.Data, LBA: lba, Blocks: 1}
+		if err := v.useKeyLocked(&r); err != nil {
+			return err
+		}
 		if end > v.size {
 			r.Flags, r.Value = recordExtends, uint64(end)
 		}
@@ -775,6 +786,11 @@ func (v *Volume) Resize(ctx context.Context, size int64) error {
 				{Volume: v.id, Seq: v.seq + 2, Kind: writelog.Size, Value: uint64(size)},
 			}
 			payload = block
+		}
+		if shrink {
+			if err := v.useKeyLocked(&recs[0]); err != nil {
+				return err
+			}
 		}
 		if err := v.d.wal.AppendAll(recs, payload, v, false, c, 0); err != nil {
 			return err
