@@ -45,7 +45,7 @@ func (s *Store) release(h Handle, gen, prev, next uint32) error {
 		}
 	}
 	if next == r.gen {
-		if err := s.merge(v, prev); err != nil {
+		if err := s.merge(v, prev, next); err != nil {
 			return err
 		}
 	}
@@ -69,18 +69,21 @@ func (s *Store) checkRelease(v *volume, gen, prev, next uint32) (record, error) 
 	return r, nil
 }
 
-// merge notes that the head is what comes after generation prev now: versions between them that the head sees today will be of
-// no use once it has newer ones of these leaves. They are deleted after the head was frozen, by settleMerge. What is dirty is
-// written, so that prune knows of it.
-func (s *Store) merge(v *volume, prev uint32) error {
+// merge notes that the head, of generation gen, is what comes after generation prev now: versions between them that the head sees
+// today will be of no use once it has newer ones of these leaves. They are deleted after the head was frozen, by settleMerge. What
+// is dirty is written, so that prune knows of it.
+func (s *Store) merge(v *volume, prev, gen uint32) error {
 	if _, err := s.locked(v.handle); err != nil {
 		return err
 	}
 	defer v.mu.Unlock()
+	r := v.record
+	if r.gen != gen || r.headless {
+		return nil // it was frozen since, and will not have newer ones
+	}
 	if err := s.flushLocked(v); err != nil {
 		return err
 	}
-	r := v.record
 	if r.merged && r.floor <= prev {
 		prev = r.floor // Release was repeated, or comes late
 	}
@@ -306,9 +309,9 @@ func (s *Store) foldPage(f *flush, it *pebble.Iterator, v *volume, prev, next, n
 }
 
 // ReleaseHead says that the current generation of a handle will not be read or changed any more, only those frozen before it, the
-// newest of which is prev. That is durable when it returns, together with puts and deletes of metadata: all of it or nothing.
-// After a crash the core calls it again, so that what only the head could see is deleted. A handle without frozen generations
-// is dropped instead.
+// newest of which is prev. That is durable when it returns, together with puts of metadata: all of it or nothing. Then it deletes
+// what only the head could see, and last, not durably by itself, the metadata keys in del: a note there has the core call it
+// again after a crash in between. A handle without frozen generations is dropped instead.
 func (s *Store) ReleaseHead(h Handle, prev uint32, puts []KV, del [][]byte) error {
 	if err := s.releaseHead(h, prev, puts, del); err != nil {
 		return fmt.Errorf("release the head of volume %d: %w", h, err)
@@ -323,15 +326,24 @@ func (s *Store) releaseHead(h Handle, prev uint32, puts []KV, del [][]byte) erro
 	}
 	v.releasing.Lock()
 	defer v.releasing.Unlock()
-	gen, err := s.behead(v, prev, puts, del)
+	gen, err := s.behead(v, prev, puts)
 	if err != nil {
 		return err
 	}
-	return s.deleteAbove(h, prev, gen)
+	if err := s.deleteAbove(h, prev, gen); err != nil {
+		return err
+	}
+	d := deletes{s: s}
+	for _, k := range del {
+		if err := d.delete(metadataKey(k)); err != nil {
+			return err
+		}
+	}
+	return d.commit()
 }
 
 // behead makes the handle headless, and gives the generation that was its head's.
-func (s *Store) behead(v *volume, prev uint32, puts []KV, del [][]byte) (uint32, error) {
+func (s *Store) behead(v *volume, prev uint32, puts []KV) (uint32, error) {
 	if _, err := s.recorded(v.handle); err != nil {
 		return 0, err
 	}
@@ -349,9 +361,6 @@ func (s *Store) behead(v *volume, prev uint32, puts []KV, del [][]byte) (uint32,
 	err := b.Set(k, r.encode(k), nil)
 	for _, kv := range puts {
 		err = errors.Join(err, b.Set(metadataKey(kv.Key), kv.Value, nil))
-	}
-	for _, k := range del {
-		err = errors.Join(err, b.Delete(metadataKey(k), nil))
 	}
 	if err == nil {
 		err = s.commit(b, pebble.Sync)

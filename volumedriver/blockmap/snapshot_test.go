@@ -135,6 +135,71 @@ func TestReleaseDuringFlush(t *testing.T) {
 	}
 }
 
+// TestReleaseOvertakenByFreeze: the head that Release was told of is frozen before Release gets to it. It stays a neighbour like
+// another, and a clear must not take it for free.
+func TestReleaseOvertakenByFreeze(t *testing.T) {
+	s := openStore(t, vfs.NewMem(1), 0)
+	defer closeStore(t, s)
+	h := handle(t, s)
+	scatter(t, s, h, 100, 1)
+	first, err := s.Freeze(h, nil)
+	ok(t, err)
+	second, err := s.Freeze(h, nil)
+	ok(t, err)
+	ok(t, s.merge(s.peek(h), 0, second))
+	ok(t, s.Release(h, first, 0, second))
+	ok(t, s.Clear(h, 0, MaxBlocks))
+	v, err := s.OpenView(h, second)
+	ok(t, err)
+	refs := make([]Ref, 1)
+	for leaf := range uint64(100) {
+		ok(t, s.Lookup(v, leaf*LeafBlocks+1, refs))
+		if refs[0] != MakeRef(1, uint32(leaf)) {
+			t.Fatalf("leaf %d: %x", leaf, refs[0])
+		}
+	}
+}
+
+// TestReleaseHeadNote: the note that makes the core call again is there until all is deleted.
+func TestReleaseHeadNote(t *testing.T) {
+	deleted := 0
+	for n := range 200 {
+		mem := vfs.NewMem(int64(n))
+		s := openStore(t, mem, 0)
+		h := handle(t, s)
+		scatter(t, s, h, 5, 1)
+		gen, err := s.Freeze(h, []KV{{[]byte("note"), nil}})
+		ok(t, err)
+		scatter(t, s, h, 50, 2)
+		ok(t, s.Checkpoint(nil, nil))
+		cut := cutAt(mem, n%8, int64(n), float64(n%3)/2)
+		ok(t, s.ReleaseHead(h, gen, []KV{{[]byte("root"), nil}}, [][]byte{[]byte("note")}))
+		ok(t, s.Put([]KV{{[]byte("later"), nil}}, true))
+		disk := cut()
+		closeStore(t, s)
+		if disk == nil {
+			continue
+		}
+		s = openStore(t, disk, 0)
+		_, noted := s.Get([]byte("note"))
+		_, rooted := s.Get([]byte("root"))
+		_, open := s.opened(h)
+		if (rooted == nil) != errors.Is(open, ErrHandle) {
+			t.Fatalf("metadata %v, head %v", rooted, open)
+		}
+		if l, _ := stored(t, s, h); errors.Is(noted, ErrNotFound) {
+			deleted++
+			if l != 5 {
+				t.Fatalf("%d leaves are stored, and nobody knows", l)
+			}
+		}
+		closeStore(t, s)
+	}
+	if deleted == 0 {
+		t.Fatal("never done")
+	}
+}
+
 // TestForkReleasesEverything: a fork that is dropped, and a head that is given up, leave nothing.
 func TestForkReleasesEverything(t *testing.T) {
 	s := openStore(t, vfs.NewMem(1), 0)
@@ -468,6 +533,30 @@ func TestClearedLeafStaysCleared(t *testing.T) {
 		if refs[0] != want {
 			t.Fatalf("block %d: %x, want %x", lba, refs[0], want)
 		}
+	}
+}
+
+// TestEmptiedLeafStaysEmpty: likewise for one that was emptied block by block, and whose page has not gone to Pebble.
+func TestEmptiedLeafStaysEmpty(t *testing.T) {
+	mem := vfs.NewMem(1)
+	s := openStore(t, mem, 0)
+	h := handle(t, s)
+	ok(t, s.Set(h, 0, MakeRef(1, 0), 10))
+	_, err := s.Freeze(h, nil)
+	ok(t, err)
+	ok(t, s.Clear(h, 0, 5))
+	ok(t, s.Checkpoint(nil, nil))
+	ok(t, s.Clear(h, 5, 5)) // applied again after the crash
+	ok(t, s.flushKeys([]uint64{memoryKey(h, 0)}))
+	ok(t, s.Update([]KV{{[]byte("x"), nil}}, nil))
+	cut := mem.Crash(1, 0)
+	closeStore(t, s)
+	s = openStore(t, cut, 0)
+	defer closeStore(t, s)
+	ok(t, s.Check())
+	ok(t, s.Clear(h, 5, 5))
+	if at, found, err := s.NextMapped(h, 0, MaxBlocks); err != nil || found {
+		t.Fatal(at, found, err)
 	}
 }
 
