@@ -59,7 +59,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		timer := time.NewTimer(d.round(ctx, v))
+		timer := time.NewTimer(d.look(ctx, v))
 		select {
 		case <-ctx.Done():
 		case <-changed:
@@ -70,8 +70,10 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	return nil
 }
 
-// round dispatches what is due and returns how long until something may be.
-func (d *Dispatcher) round(ctx context.Context, v *state.View) time.Duration {
+// Look dispatches what is due now and returns how long until something may be. Run does so by itself.
+func (d *Dispatcher) Look(ctx context.Context) time.Duration { return d.look(ctx, d.cfg.Store.View()) }
+
+func (d *Dispatcher) look(ctx context.Context, v *state.View) time.Duration {
 	now := d.cfg.Now()
 	wait := lookEvery
 	for _, s := range settings(v, d.cfg.Entries) {
