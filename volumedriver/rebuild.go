@@ -189,13 +189,14 @@ func findSCOs(ctx context.Context, store backend.Backend) (map[uuid.UUID][]strin
 
 // headers reads the headers of a volume's SCOs. Where an SCO is there in its own object it counts, else the newest
 // container that has it: each later one holds at least what was still needed then.
-func (b *rebuilding) headers(ctx context.Context, id uuid.UUID, names []string) (map[scoID]found, error) {
-	headers := make(map[scoID]found)
+func (b *rebuilding) headers(ctx context.Context, id uuid.UUID, names []string) (headers map[scoID]found, seen int, err error) {
+	headers = make(map[scoID]found)
 	for _, name := range names {
 		err := b.d.eachSCO(ctx, b.store, name, func(h *sco.Header, at place) error {
 			if h.Volume != id {
 				return fmt.Errorf("it is of volume %s: %w", h.Volume, blockio.ErrCorrupt)
 			}
+			seen++
 			key := scoID{h.Epoch, h.Seq}
 			if old, ok := headers[key]; !ok || !old.at.own() && (at.own() || at.after(old.at)) {
 				headers[key] = found{h, at}
@@ -203,16 +204,17 @@ func (b *rebuilding) headers(ctx context.Context, id uuid.UUID, names []string) 
 			return nil
 		})
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return nil, 0, ctx.Err()
 		}
 		if err != nil {
 			if !errors.Is(err, blockio.ErrCorrupt) && !errors.Is(err, backend.ErrNotExist) {
-				return nil, err
+				return nil, 0, err
 			}
+			seen++
 			b.d.log.Warn("object left out of rebuild", "volume", id, "object", name, "err", err)
 		}
 	}
-	return headers, nil
+	return headers, seen, nil
 }
 
 // volume makes one volume from its SCOs; its parent has been made before.
@@ -231,7 +233,7 @@ func (b *rebuilding) volume(ctx context.Context, o sco.Root, names []string) (Re
 	d.keyrings.mu.Lock()
 	d.keyrings.holdLocked(s.ID, ring)
 	d.keyrings.mu.Unlock()
-	all, err := b.headers(ctx, s.ID, names)
+	all, seen, err := b.headers(ctx, s.ID, names)
 	if err != nil {
 		return out, v, err
 	}
@@ -240,7 +242,7 @@ func (b *rebuilding) volume(ctx context.Context, o sco.Root, names []string) (Re
 		headers[id] = f.header
 	}
 	chain := newestChain(headers)
-	out.Objects, out.Ignored = len(chain), max(0, len(all)-len(chain))
+	out.Objects, out.Ignored = len(chain), seen-len(chain)
 	now := d.now().UnixNano()
 	r := root{ID: s.ID, Pool: s.Pool, Size: s.Size, ModTime: now, NextSCO: 1, Template: o.Template,
 		Name: rootObject{N: 1, PoolName: s.PoolName, Path: s.Path, Kind: s.Kind, Created: now}}

@@ -10,6 +10,8 @@ import (
 	"varve/control/state"
 	"varve/control/vdisk"
 	"varve/gateway/nbd"
+	"varve/gateway/nfs"
+	"varve/volumedriver/blockio"
 )
 
 // TestSnapshotsCloneTrash: what the controller offers, on a real driver, over a restart.
@@ -107,3 +109,81 @@ func TestSnapshotsCloneTrash(t *testing.T) {
 		t.Fatalf("trash after its time: %+v, %v", trash, err)
 	}
 }
+
+// TestSnapshotDir: the hidden directory of a datastore shows the snapshots of its files and takes no change.
+func TestSnapshotDir(t *testing.T) {
+	b := openBox(t, t.TempDir())
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	tree, fsid := b.nfs.WithSnapshots(), b.fsid()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	size := int64(64 << 10)
+	f := b.file("a.raw", &size)
+	b.file("empty.txt", nil)
+	b.write(f.Inode, bytes.Repeat([]byte{1}, 8192), 0)
+	for _, name := range []string{"one", "two"} {
+		_, err := b.vdisks.Snapshot(ctx, "default/a", vdisk.SnapshotSpec{Name: name})
+		must(err)
+		b.write(f.Inode, bytes.Repeat([]byte{2}, 8192), 0)
+	}
+	d, err := tree.Lookup(ctx, fsid, state.RootIno, SnapshotDir)
+	must(err)
+	var names []string
+	for after, eof := uint64(0), false; !eof; {
+		var es []nfs.Entry
+		es, eof, err = tree.ReadDir(ctx, fsid, d.Inode, after, 1)
+		must(err)
+		for _, e := range es {
+			names, after = append(names, e.Name), e.Cookie
+		}
+	}
+	if len(names) != 2 || names[0] != "a.raw@one" || names[1] != "a.raw@two" {
+		t.Fatalf("snapshots listed: %q", names)
+	}
+	s, err := tree.Lookup(ctx, fsid, d.Inode, "a.raw@one")
+	must(err)
+	if s.Size != size || s.Mode&0o222 != 0 || s.Kind != nfs.Regular {
+		t.Fatalf("attributes of a snapshot: %+v", s)
+	}
+	again, err := tree.Attr(ctx, fsid, s.Inode, s.Generation)
+	must(err)
+	if again != s {
+		t.Fatalf("attributes by handle: %+v, want %+v", again, s)
+	}
+	file, release, err := tree.Open(ctx, fsid, s.Inode)
+	must(err)
+	p := make([]byte, 8192)
+	must(file.Read(ctx, p, 0))
+	if !bytes.Equal(p, bytes.Repeat([]byte{1}, 8192)) {
+		t.Fatalf("snapshot one holds %d", p[0])
+	}
+	if err := file.Write(ctx, p, 0, 0); !errors.Is(err, blockio.ErrReadOnly) {
+		t.Fatalf("write to a snapshot: %v", err)
+	}
+	release()
+	if up, err := tree.Lookup(ctx, fsid, d.Inode, ".."); err != nil || up.Inode != state.RootIno {
+		t.Fatalf("..: %+v, %v", up, err)
+	}
+	for what, err := range map[string]error{
+		"create in it":      second(tree.Create(ctx, fsid, d.Inode, "x", nfs.CreateSpec{Kind: nfs.Regular})),
+		"create over it":    second(tree.Create(ctx, fsid, state.RootIno, SnapshotDir, nfs.CreateSpec{Kind: nfs.Dir})),
+		"remove":            tree.Remove(ctx, fsid, d.Inode, "a.raw@one"),
+		"rename":            tree.Rename(ctx, fsid, d.Inode, "a.raw@one", state.RootIno, "b.raw"),
+		"change attributes": func() error { _, err := tree.SetAttr(ctx, fsid, s.Inode, nfs.SetAttr{}); return err }(),
+	} {
+		if !errors.Is(err, nfs.ErrReadOnly) {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	must(b.vdisks.DeleteSnapshot(ctx, "default/a", "one", false))
+	if _, err := tree.Attr(ctx, fsid, s.Inode, 0); !errors.Is(err, nfs.ErrStale) {
+		t.Fatalf("handle of a deleted snapshot: %v", err)
+	}
+}
+
+func second(_ nfs.Attr, _ bool, err error) error { return err }

@@ -116,7 +116,7 @@ func (a *appliance) wire(ctx context.Context) error {
 	}
 	nfsLog := log.With("component", component(a.raft.Cluster(), a.raft.ID(), "nfs"))
 	observed := newNFSMetrics(a.metrics, func() nfs.Stats { return a.nfs.Stats() })
-	a.nfs = nfs.New(nfs.Config{Namespace: exports.NewNFS(a.raft, store, a.volumes, a.pools, nfsLog), Verifier: a.driver.Verifier,
+	a.nfs = nfs.New(nfs.Config{Namespace: exports.NewNFS(a.raft, store, a.volumes, a.pools, nfsLog).WithSnapshots(), Verifier: a.driver.Verifier,
 		Log: nfsLog, Observe: observed.observe})
 	a.auth = auth.New(auth.Config{Raft: a.raft, Store: store, Vault: a.secrets, Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "auth"))})
 	if err := a.newAutomation(); err != nil {
