@@ -3,6 +3,7 @@ package exports
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -34,6 +35,31 @@ type device struct{ *volumedriver.Volume }
 
 // ReadOnly implements nbd.Device.
 func (d device) ReadOnly() bool { return d.Template() }
+
+// find gives the volume's snapshot of a name.
+func (d device) find(snapshot string) (uuid.UUID, bool) {
+	for _, s := range d.Snapshots() {
+		if s.Name == snapshot {
+			return s.ID, true
+		}
+	}
+	return uuid.Nil, false
+}
+
+// Since implements nbd.Differ.
+func (d device) Since(snapshot string) bool {
+	_, ok := d.find(snapshot)
+	return ok
+}
+
+// Changed implements nbd.Differ.
+func (d device) Changed(ctx context.Context, snapshot string, off, n int64, max int) ([]blockio.Extent, error) {
+	id, ok := d.find(snapshot)
+	if !ok {
+		return nil, fmt.Errorf("snapshot %s is gone: %w", snapshot, blockio.ErrClosed)
+	}
+	return d.Volume.Changed(ctx, id, off, n, max)
+}
 
 // snapshot is a vDisk's snapshot as an NBD connection has it: nothing changes it, and there is nothing to flush.
 type snapshot struct{ *volumedriver.SnapshotReader }

@@ -4,6 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -187,3 +191,37 @@ func TestSnapshotDir(t *testing.T) {
 }
 
 func second(_ nfs.Attr, _ bool, err error) error { return err }
+
+// TestChangedContext: a backup tool asks over NBD what has changed since a snapshot.
+func TestChangedContext(t *testing.T) {
+	tool, err := exec.LookPath("nbdinfo")
+	if err != nil {
+		t.Skip("nbdinfo is not installed")
+	}
+	b := openBox(t, t.TempDir())
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	size := int64(1 << 20)
+	f := b.file("a.raw", &size)
+	b.write(f.Inode, bytes.Repeat([]byte{1}, 128<<10), 0)
+	if _, err := b.vdisks.Snapshot(ctx, "default/a", vdisk.SnapshotSpec{Name: "monday"}); err != nil {
+		t.Fatal(err)
+	}
+	b.write(f.Inode, bytes.Repeat([]byte{2}, 8192), 64<<10)
+	server := nbd.New(nbd.Config{Exports: b.nbd, Log: silence})
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "nbd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	serving, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- server.Run(serving, l) }()
+	defer func() { stop(); <-done }()
+	out, err := exec.CommandContext(ctx, tool, "--map=varve:changed/monday", "nbd+unix:///default/a?socket="+l.Addr().String()).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got := strings.Join(strings.Fields(string(out)), " "); got != "0 65536 0 65536 8192 1 73728 974848 0" {
+		t.Fatalf("map: %s", out)
+	}
+}

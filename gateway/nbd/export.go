@@ -30,6 +30,15 @@ type Device interface {
 	Extents(ctx context.Context, off, n int64, max int) ([]blockio.Extent, error)
 }
 
+// Differ is what a Device may also be: it knows what has changed since its snapshots. Clients ask for the metadata context
+// "varve:changed/SNAPSHOT", whose status is 1 where something may have changed, so that a backup reads only that.
+type Differ interface {
+	// Since says whether there is such a snapshot.
+	Since(snapshot string) bool
+	// Changed describes a prefix of [off, off+n) in at most max runs, at least one; Hole means that nothing has changed.
+	Changed(ctx context.Context, snapshot string, off, n int64, max int) ([]blockio.Extent, error)
+}
+
 // Describer is what a Device may also be: its text is sent to clients that ask for NBD_INFO_DESCRIPTION.
 type Describer interface {
 	Description() string

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
@@ -40,9 +41,10 @@ type negotiation struct {
 // negotiated is what options have set before an export is attached.
 type negotiated struct {
 	structured bool
-	// contextExport is the export that base:allocation was set for, when allocation is true.
+	// contextExport is the export that base:allocation, when allocation is true, and changed were set for.
 	contextExport string
 	allocation    bool
+	changed       string
 }
 
 // option is one option request; data is complete.
@@ -409,7 +411,7 @@ func (n *negotiation) structuredReply(o option) error {
 func (n *negotiation) metaContext(ctx context.Context, o option) error {
 	set := o.id == optSetMetaContext
 	if set {
-		n.state.allocation, n.state.contextExport = false, ""
+		n.state.allocation, n.state.changed, n.state.contextExport = false, "", ""
 	}
 	if !n.state.structured {
 		return n.refuse(o, repErrInvalid, "structured replies come first")
@@ -418,11 +420,11 @@ func (n *negotiation) metaContext(ctx context.Context, o option) error {
 	if code != 0 {
 		return n.refuse(o, code, problem)
 	}
-	_, release, err := n.s.cfg.Exports.Open(ctx, name, n.peer)
+	dev, release, err := n.s.cfg.Exports.Open(ctx, name, n.peer)
 	if err != nil {
 		return n.refuseFor(o, fmt.Errorf("open export %q: %w", name, err))
 	}
-	release()
+	defer release()
 	wanted := !set && len(queries) == 0
 	for _, q := range queries {
 		wanted = wanted || q == allocationContext || !set && q == "base:"
@@ -436,6 +438,24 @@ func (n *negotiation) metaContext(ctx context.Context, o option) error {
 		}
 		data := binary.BigEndian.AppendUint32(nil, id)
 		if err := n.reply(o, repMetaContext, append(data, allocationContext...)); err != nil {
+			return err
+		}
+	}
+	differ, _ := dev.(Differ)
+	for _, q := range queries {
+		since, ok := strings.CutPrefix(q, changedContext)
+		if !ok || differ == nil || since == "" || !differ.Since(since) {
+			continue
+		}
+		id := changedID
+		if !set {
+			id = 0
+		} else if n.state.changed != "" {
+			continue // one snapshot for a connection
+		} else {
+			n.state.changed, n.state.contextExport = since, name
+		}
+		if err := n.reply(o, repMetaContext, append(binary.BigEndian.AppendUint32(nil, id), q...)); err != nil {
 			return err
 		}
 	}
@@ -473,7 +493,9 @@ func (n *negotiation) conn(name string, dev Device, release func(), minBlock uin
 	c := newConn(n.s, n.nc, dev, release)
 	c.peer, c.export, c.since = n.peer, name, time.Now()
 	c.structured, c.minBlock, c.readOnly = n.state.structured, minBlock, dev.ReadOnly()
-	c.allocation = n.state.structured && n.state.allocation && n.state.contextExport == name
+	if n.state.structured && n.state.contextExport == name {
+		c.allocation, c.diffSince = n.state.allocation, n.state.changed
+	}
 	c.early = n.r
 	return c
 }

@@ -29,7 +29,7 @@ func (c *conn) refusal(q request) uint32 {
 		return errnoOverflow
 	case q.cmd == cmdRead && q.length > payloadMax:
 		return errnoInval
-	case q.cmd == cmdBlockStatus && (!c.allocation || q.length == 0):
+	case q.cmd == cmdBlockStatus && (!c.allocation && c.diffSince == "" || q.length == 0):
 		return errnoInval
 	}
 	return 0
@@ -303,35 +303,68 @@ func (c *conn) blockStatusRequest(q request) error {
 		if q.flags&cmdFlagReqOne != 0 {
 			limit = 1
 		}
-		extents, err := c.dev.Extents(c.ctx, int64(q.off), int64(q.length), limit)
-		if err == nil && len(extents) == 0 {
-			err = fmt.Errorf("no extents at %d", q.off)
+		var allocation, changed []blockio.Extent
+		var err error
+		if c.allocation {
+			if allocation, err = c.dev.Extents(c.ctx, int64(q.off), int64(q.length), limit); err == nil && len(allocation) == 0 {
+				err = fmt.Errorf("no extents at %d", q.off)
+			}
+		}
+		if differ, ok := c.dev.(Differ); err == nil && c.diffSince != "" && ok {
+			if changed, err = differ.Changed(c.ctx, c.diffSince, int64(q.off), int64(q.length), limit); err == nil && len(changed) == 0 {
+				err = fmt.Errorf("no extents at %d", q.off)
+			}
 		}
 		if err != nil {
 			c.workerFailed(q, err)
 			return
 		}
-		b := c.srv.pool.get(chunkBytes + 4 + 8*len(extents))
-		b.data = appendBlockStatus(b.data, q, extents, limit)
+		b := c.srv.pool.get(2*(chunkBytes+4) + 8*(len(allocation)+len(changed)))
+		if c.allocation {
+			b.data = appendBlockStatus(b.data, q, allocationID, allocation, limit)
+		}
+		if c.diffSince != "" {
+			if c.allocation {
+				clearDone(b.data)
+			}
+			b.data = appendBlockStatus(b.data, q, changedID, changed, limit)
+		}
 		c.push(b)
 	})
 }
 
-// appendBlockStatus appends the reply for extents: merged, clipped to the request, at most limit of them.
-func appendBlockStatus(b []byte, q request, extents []blockio.Extent, limit int) []byte {
+// statusOf is an extent's status in a metadata context.
+func statusOf(context uint32, e blockio.Extent) (state uint32) {
+	if context == changedID {
+		if !e.Hole {
+			state = stateChanged
+		}
+		return state
+	}
+	if e.Hole {
+		state |= stateHole
+	}
+	if e.Zero {
+		state |= stateZero
+	}
+	return state
+}
+
+// clearDone says of a chunk that another one follows it.
+func clearDone(chunk []byte) {
+	flags := binary.BigEndian.Uint16(chunk[4:])
+	binary.BigEndian.PutUint16(chunk[4:], flags&^chunkDone)
+}
+
+// appendBlockStatus appends the reply for extents in one context: merged, clipped to the request, at most limit of them.
+func appendBlockStatus(b []byte, q request, context uint32, extents []blockio.Extent, limit int) []byte {
 	start := len(b)
 	b = appendChunk(b, q.cookie, chunkBlockStatus, 0)
-	b = binary.BigEndian.AppendUint32(b, allocationID)
+	b = binary.BigEndian.AppendUint32(b, context)
 	left, count, last := int64(q.length), 0, uint32(0)
 	for _, e := range extents {
 		n := min(e.Length, left)
-		state := uint32(0)
-		if e.Hole {
-			state |= stateHole
-		}
-		if e.Zero {
-			state |= stateZero
-		}
+		state := statusOf(context, e)
 		if n <= 0 {
 			break
 		}

@@ -39,7 +39,8 @@ type conn struct {
 	peer       Peer
 	since      time.Time
 	structured bool
-	allocation bool // base:allocation was set
+	allocation bool   // base:allocation was set
+	diffSince  string // the snapshot of which varve:changed/ was set
 	readOnly   bool
 	minBlock   uint32
 

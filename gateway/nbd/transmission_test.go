@@ -217,7 +217,7 @@ func TestBlockStatus(t *testing.T) {
 func TestBlockStatusMerges(t *testing.T) {
 	q := request{cookie: 3, length: 10000}
 	runs := []blockio.Extent{{Length: 1000}, {Length: 2000}, {Length: 3000, Hole: true, Zero: true}, {Length: 1000, Zero: true}, {Length: 1 << 50}}
-	b := appendBlockStatus(nil, q, runs, 10)
+	b := appendBlockStatus(nil, q, allocationID, runs, 10)
 	want := cat(be(structuredMagic), be(chunkDone), be(chunkBlockStatus), be(uint64(3)), be(uint32(4+32)), be(allocationID),
 		be(uint32(3000)), be(uint32(0)), be(uint32(3000)), be(stateHole|stateZero), be(uint32(1000)), be(stateZero), be(uint32(3000)), be(uint32(0)))
 	if !bytes.Equal(b, want) {

@@ -94,9 +94,13 @@ const (
 	chunkBytes      = 20 // magic 4, flags 2, type 2, cookie 8, length 4
 	dataHeaderBytes = chunkBytes + 8
 
-	// allocationContext is the one metadata context there is, allocationID what we call it on every connection.
+	// allocationContext and, with the name of a snapshot behind it, changedContext are the metadata contexts there are; the
+	// IDs are what we call them on every connection.
 	allocationContext        = "base:allocation"
+	changedContext           = "varve:changed/"
 	allocationID      uint32 = 1
+	changedID         uint32 = 2
+	stateChanged      uint32 = 1
 )
 
 // request is a decoded request header.
