@@ -275,7 +275,7 @@ func (n *Node) openLog() (*wal.WAL, error) {
 	if vfs == nil {
 		vfs = walfs.New()
 	}
-	log, err := wal.Open(n.dir, wal.WithLogger(logger), wal.WithSegmentSize(segmentBytes), wal.WithMetaStore(&n.meta),
+	log, err := wal.Open(n.dir, wal.WithLogger(logger), wal.WithSegmentSize(segmentBytes), wal.WithMetaStore(newSealing(&n.meta, n.dir)),
 		wal.WithSegmentFiler(segment.NewFiler(n.dir, vfs)))
 	if err != nil {
 		return nil, fmt.Errorf("open raft log: %w", err)
