@@ -66,16 +66,16 @@ func newLab(t *testing.T) *lab {
 	hub := prefix + "-hub"
 	ip(t, "netns", "add", hub)
 	t.Cleanup(func() { exec.Command("ip", "netns", "del", hub).Run() })
-	ip(t, "-n", hub, "link", "add", "br", "type", "bridge")
-	ip(t, "-n", hub, "link", "set", "br", "up")
+	ip(t, "-n", hub, "link", "add", "name", "hub0", "type", "bridge")
+	ip(t, "-n", hub, "link", "set", "dev", "hub0", "up")
 	for i := range 3 {
 		n := &node{name: fmt.Sprintf("n%d", i+1), ns: fmt.Sprintf("%s-%d", prefix, i+1), addr: fmt.Sprintf("10.99.0.%d", i+1)}
 		n.data = filepath.Join(l.base, n.name)
 		ip(t, "netns", "add", n.ns)
 		t.Cleanup(func() { exec.Command("ip", "netns", "del", n.ns).Run() })
 		port := fmt.Sprintf("p%d", i+1)
-		ip(t, "-n", hub, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", n.ns)
-		ip(t, "-n", hub, "link", "set", port, "master", "br", "up")
+		ip(t, "-n", hub, "link", "add", "name", port, "type", "veth", "peer", "name", "eth0", "netns", n.ns)
+		ip(t, "-n", hub, "link", "set", "dev", port, "master", "hub0", "up")
 		ip(t, "-n", n.ns, "addr", "add", n.addr+"/24", "dev", "eth0")
 		ip(t, "-n", n.ns, "link", "set", "eth0", "up")
 		ip(t, "-n", n.ns, "link", "set", "lo", "up")
@@ -139,7 +139,10 @@ func (l *lab) form() {
 			l.t.Fatalf("%s is not ready: %v\n%s", n.name, err, n.proc.Log())
 		}
 	}
-	l.eventually("three voters", func() bool { s, err := l.status(l.nodes[0]); return err == nil && s.Voters == 3 && len(s.Problems) == 0 })
+	l.eventually("three voters", func() bool {
+		s, err := l.status(l.nodes[0])
+		return err == nil && s.Voters == 3 && len(s.Problems) == 0
+	})
 }
 
 func (l *lab) eventually(what string, f func() bool) {
@@ -530,4 +533,3 @@ func TestClusterPartitionPauseFull(t *testing.T) {
 
 // current is the node that the nemesis has chosen.
 var current *node
-
