@@ -578,7 +578,7 @@ func fromEnv(t *testing.T, name string, n int) int {
 // checkpoint are applied again, releases repeated; freezes, forks and heads given up happened or did not, with their metadata.
 func TestGenerationsCrash(t *testing.T) {
 	counts := map[string]int{}
-	for seed := range uint64(fromEnv(t, "VARVE_MAP_SEEDS", 40)) {
+	for seed := range uint64(fromEnv(t, "VARVE_MAP_SEEDS", 24)) {
 		w := newWorld(t, seed, 0)
 		w.counts = counts
 		for range 6 {

@@ -101,7 +101,7 @@ func TestReleaseDuringFlush(t *testing.T) {
 	defer closeStore(t, s)
 	h := handle(t, s)
 	const leaves = 1500
-	for i := range uint32(20) {
+	for i := range uint32(8) {
 		scatter(t, s, h, leaves, 3*i+1)
 		gen, err := s.Freeze(h, nil)
 		ok(t, err)
