@@ -50,8 +50,8 @@ var layers = []layer{
 		{"test/check.sh"},
 		{"go", "test", "-count=1", "./test/layout"},
 	}},
-	{name: "unit", what: "unit tests, models and crash points", limit: 9 * time.Minute, commands: [][]string{
-		{"go", "test", "-timeout", "8m", "./..."},
+	{name: "unit", what: "unit tests, models and crash points", limit: 20 * time.Minute, commands: [][]string{
+		{"go", "test", "-timeout", "15m", "./..."},
 	}},
 	{name: "race", what: "the race detector on the data path and the control state (short)", limit: 6 * time.Minute, commands: [][]string{
 		{"env", "CGO_ENABLED=1", "go", "test", "-race", "-short", "-timeout", "5m",
