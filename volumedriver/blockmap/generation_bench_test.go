@@ -160,3 +160,30 @@ func TestScanOf1TiB(t *testing.T) {
 	}
 	closeStore(t, s)
 }
+
+// BenchmarkSetRandomEvicted maps random blocks of 100 GiB under 64 MiB, sorted in batches as the destager does, with and without a
+// snapshot every 64 batches.
+func BenchmarkSetRandomEvicted(b *testing.B) {
+	for _, snapshots := range []bool{false, true} {
+		b.Run(fmt.Sprintf("snapshots-%v", snapshots), func(b *testing.B) {
+			s := diskStore(b, 64<<20)
+			h := handle(b, s)
+			r := rand.New(rand.NewPCG(3, 4))
+			const blocks = 100 << 18
+			stride := uint64(blocks / 4096)
+			n := uint32(0)
+			for b.Loop() {
+				i := uint64(n % 4096)
+				ok(b, s.Set(h, i*stride+r.Uint64N(stride), MakeRef(1+n>>12, n%4096), 1))
+				if n++; n%(16*4096) == 0 {
+					ok(b, s.Checkpoint(nil, nil))
+				}
+				if snapshots && n%(64*4096) == 0 {
+					_, err := s.Freeze(h, nil)
+					ok(b, err)
+				}
+			}
+			b.ReportMetric(float64(s.Stats().PebbleBytes)/float64(b.N), "stored-B/op")
+		})
+	}
+}
