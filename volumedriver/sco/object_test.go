@@ -647,7 +647,7 @@ func TestAllocations(t *testing.T) {
 					t.Fatalf("count %d at %d: %v", v, off, err)
 				}
 			})
-			if n > 10 {
+			if n > 20 {
 				t.Errorf("count %d at %d: %v allocations", v, off, n)
 			}
 		}
@@ -677,7 +677,7 @@ func TestReadAllocatesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
-		if n >= 1 {
+		if n >= 1 && !raceEnabled {
 			t.Errorf("%v, sealed %v: %v allocations", o.Codec, o.Key != nil, n)
 		}
 	}
@@ -756,16 +756,14 @@ func FuzzParseHeader(f *testing.F) {
 
 // FuzzDecode gives the decoders frames that nobody has made.
 func FuzzDecode(f *testing.F) {
-	p := make([]byte, frameBytes)
-	for i := range MaxFrameBlocks {
-		fill(p[i*bs:(i+1)*bs], 1, uint64(i))
-	}
+	p := make([]byte, bs) // small, since the fuzzer is slow on large seeds
+	fill(p, 0, 1)
 	for _, codec := range []Codec{S2, Zstd} {
 		packed, err := (&packer{codec: codec}).compress(make([]byte, 0, 2*frameBytes), p, nil)
 		if err != nil || packed == nil {
 			f.Fatal(codec, err)
 		}
-		f.Add(byte(codec), byte(MaxFrameBlocks), packed)
+		f.Add(byte(codec-1), byte(0), packed)
 	}
 	f.Fuzz(func(t *testing.T, codec, blocks byte, stored []byte) {
 		r := FrameRef{Stored: len(stored), Blocks: 1 + int(blocks%MaxFrameBlocks), Codec: Codec(1 + codec%2)}

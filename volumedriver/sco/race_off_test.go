@@ -1,0 +1,5 @@
+//go:build !race
+
+package sco
+
+const raceEnabled = false
