@@ -238,9 +238,10 @@ func (d *Driver) openPlace(ctx context.Context, pool, volume uuid.UUID, seq uint
 		}
 		return nil, nil, fmt.Errorf("open sco %s: %w", name, err)
 	}
-	h, err := readHeader(ctx, object, at.Off, d.keys(volume))
-	if err == nil && (h.Volume != volume || h.Epoch != at.Epoch || h.Seq != seq) {
-		err = fmt.Errorf("it says volume %s epoch %d seq %d: %w", h.Volume, h.Epoch, h.Seq, blockio.ErrCorrupt)
+	h, err := d.readHeaderOf(ctx, object, volume, seq, at)
+	for tries := 0; errors.Is(err, blockio.ErrCorrupt) && tries < rereads; tries++ {
+		discard(object)
+		h, err = d.readHeaderOf(ctx, object, volume, seq, at)
 	}
 	if err != nil {
 		object.Close()
@@ -248,6 +249,15 @@ func (d *Driver) openPlace(ctx context.Context, pool, volume uuid.UUID, seq uint
 	}
 	t := h.Table().Within(at.Off)
 	return &openObject{name: name, lastLog: h.LastLog, object: object, table: blockTable{t}, bytes: t.Bytes()}, h, nil
+}
+
+// readHeaderOf reads the header of the SCO that is said to be at a place of an open object, and makes sure that it is that one.
+func (d *Driver) readHeaderOf(ctx context.Context, object backend.Object, volume uuid.UUID, seq uint64, at place) (*sco.Header, error) {
+	h, err := readHeader(ctx, object, at.Off, d.keys(volume))
+	if err == nil && (h.Volume != volume || h.Epoch != at.Epoch || h.Seq != seq) {
+		err = fmt.Errorf("it says volume %s epoch %d seq %d: %w", h.Volume, h.Epoch, h.Seq, blockio.ErrCorrupt)
+	}
+	return h, err
 }
 
 // eachSCO calls fn for each SCO that an object holds: itself, or what is in a container.

@@ -252,10 +252,25 @@ func (v *Volume) readObject(ctx context.Context, ref blockmap.Ref, p []byte, lba
 		if moved {
 			v.d.objects.drop(o)
 		}
+		wrong := ctx != nil && !moved && errors.Is(err, blockio.ErrCorrupt) && tries < rereads
+		if wrong {
+			discard(o.object)
+		}
 		v.d.objects.release(o)
-		if !moved {
+		if !moved && !wrong {
 			return err
 		}
+	}
+}
+
+// rereads is how often bytes that fail their check are read again before the error is the guest's: they may have been changed on
+// the way here, or in a cache.
+const rereads = 2
+
+// discard has a cache, if the object is read through one, forget what it holds of it.
+func discard(o backend.Object) {
+	if c, ok := o.(interface{ Discard(off, n int64) }); ok {
+		c.Discard(0, o.Size())
 	}
 }
 
