@@ -23,7 +23,9 @@ const (
 type classKey struct{}
 
 // WithClass marks calls as those of a class.
-func WithClass(ctx context.Context, c Class) context.Context { return context.WithValue(ctx, classKey{}, c) }
+func WithClass(ctx context.Context, c Class) context.Context {
+	return context.WithValue(ctx, classKey{}, c)
+}
 
 // ClassOf gives the class that a context was marked with.
 func ClassOf(ctx context.Context) Class {

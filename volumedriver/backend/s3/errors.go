@@ -39,7 +39,16 @@ type Error struct {
 	err    error
 }
 
+// Error ends with the remedy if the same request would be refused again: it is what the vPool's state tells.
 func (e *Error) Error() string {
+	text := e.text()
+	if e.Definite() && e.remedy != "" {
+		text += "; " + e.remedy
+	}
+	return text
+}
+
+func (e *Error) text() string {
 	switch {
 	case e.Code == "" && e.err != nil && e.Detail == "":
 		return e.err.Error()

@@ -7,12 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// Keys that a Gateway takes.
+// Keys that a Gateway takes at first.
 const (
 	AccessKey = "varve-test-key"
 	SecretKey = "varve-test-secret-4711"
@@ -20,12 +22,13 @@ const (
 
 // Gateway is versitygw, an S3 server over a directory, as a process of its own.
 type Gateway struct {
-	Endpoint string
-	Dir      string // of the bucket's objects
+	Endpoint          string
+	Dir               string // of the bucket's objects
+	Access, SecretKey string // in force from the next Start on
 
 	binary, address string
-	cmd             *exec.Cmd
-	output          bytes.Buffer
+	process         *os.Process
+	done            chan struct{}
 }
 
 // StartGateway starts the server that test/setup.sh has built, until the test ends. Without it the test is skipped, or fails
@@ -46,7 +49,8 @@ func StartGateway(t testing.TB) *Gateway {
 	address := ln.Addr().String()
 	ln.Close()
 	root := t.TempDir()
-	g := &Gateway{Endpoint: "http://" + address, Dir: filepath.Join(root, Bucket), binary: binary, address: address}
+	g := &Gateway{Endpoint: "http://" + address, Dir: filepath.Join(root, Bucket), Access: AccessKey, SecretKey: SecretKey, binary: binary,
+		address: address}
 	if err := os.Mkdir(g.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -75,16 +79,47 @@ func cached(name string) (string, error) {
 	return "", fmt.Errorf("no repository above the working directory")
 }
 
+// output is what a process printed.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
 // Start starts it, again after Stop, on the same address with the same objects.
 func (g *Gateway) Start() error {
-	g.cmd = exec.Command(g.binary, "--port", g.address, "--region", "us-east-1", "--quiet", "--keep-alive", "posix", filepath.Dir(g.Dir))
-	g.cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+AccessKey, "ROOT_SECRET_KEY="+SecretKey)
-	g.output.Reset()
-	g.cmd.Stdout, g.cmd.Stderr = &g.output, &g.output
-	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := g.cmd.Start(); err != nil {
+	cmd := exec.Command(g.binary, "--port", g.address, "--region", "us-east-1", "--quiet", "--keep-alive", "posix", filepath.Dir(g.Dir))
+	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+g.Access, "ROOT_SECRET_KEY="+g.SecretKey)
+	var printed output
+	cmd.Stdout, cmd.Stderr = &printed, &printed
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started, done := make(chan error, 1), make(chan struct{})
+	// The parent-death signal follows the thread that forked: that thread lives as long as the process.
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer close(done)
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
 		return fmt.Errorf("start versitygw: %w", err)
 	}
+	g.process, g.done = cmd.Process, done
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		c, err := net.DialTimeout("tcp", g.address, time.Second)
 		if err == nil {
@@ -92,17 +127,17 @@ func (g *Gateway) Start() error {
 		}
 		if time.Now().After(end) {
 			g.Stop()
-			return fmt.Errorf("versitygw does not listen: %w\n%s", err, g.output.Bytes())
+			return fmt.Errorf("versitygw does not listen: %w\n%s", err, printed.String())
 		}
 	}
 }
 
 // Stop kills it.
 func (g *Gateway) Stop() {
-	if g.cmd == nil {
+	if g.process == nil {
 		return
 	}
-	g.cmd.Process.Kill()
-	g.cmd.Wait()
-	g.cmd = nil
+	g.process.Kill()
+	<-g.done
+	g.process = nil
 }

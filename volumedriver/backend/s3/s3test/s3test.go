@@ -103,6 +103,7 @@ type Fault struct {
 	rnd      *rand.Rand
 	spoils   []*Added
 	down     bool
+	done     func(r *http.Request)
 	requests map[string]int64 // by method
 	active   int
 	activeMx int
@@ -132,6 +133,13 @@ func (f *Fault) SetDown(down bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.down = down
+}
+
+// OnDone has f called after each request that was passed on unspoiled and answered.
+func (f *Fault) OnDone(done func(r *http.Request)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.done = done
 }
 
 // Requests counts those of a method, "" for all.
@@ -234,6 +242,12 @@ func (f *Fault) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s, chance, spoiled := f.pick(r)
 	if !spoiled {
 		f.inner.ServeHTTP(w, r)
+		f.mu.Lock()
+		done := f.done
+		f.mu.Unlock()
+		if done != nil {
+			done(r)
+		}
 		return
 	}
 	if s.Delay > 0 {
