@@ -376,14 +376,15 @@ func TestKillUnderLoad(t *testing.T) {
 	killLoop(t, func(done int, _ time.Duration) bool { return done < kills })
 }
 
-func killLoop(t *testing.T, more func(kills int, elapsed time.Duration) bool) {
+// killLoop kills a node under load as long as more says. args are further flags of the node.
+func killLoop(t *testing.T, more func(kills int, elapsed time.Duration) bool, args ...string) {
 	seed := uint64(time.Now().UnixNano())
 	if v, err := strconv.ParseUint(os.Getenv("VARVE_SEED"), 10, 64); err == nil {
 		seed = v
 	}
 	t.Logf("VARVE_SEED=%d", seed)
 	// A small log, so that it wraps and its segments are destaged and reused while the process is killed.
-	n := harness.StartNode(t, "--log-size", "256MiB", "--log-level", "warn")
+	n := harness.StartNode(t, append([]string{"--log-size", "256MiB", "--log-level", "warn"}, args...)...)
 	n.CreateDisk(t, "kill", "8GiB")
 	c, root := mountNFS(t, n)
 	for _, name := range []string{"kill2.raw", "plain.bin"} {
