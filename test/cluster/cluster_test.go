@@ -262,13 +262,17 @@ func apply(n *node, cmd state.Command) (unknown bool, err error) {
 	return errors.Is(err, raft.ErrUnavailable) || errors.Is(err, state.ErrForgotten), err
 }
 
-// objects creates domains; every second one it removes again.
+// objects creates directories; every second one it removes again. A create that was applied twice would be refused.
 func (w *workload) objects(n *node, who int) {
 	var lastKept string
+	pool, err := n.client.State().View().VPool(server.DefaultPool)
+	if err != nil {
+		w.l.t.Error(err)
+		return
+	}
 	for i := 0; !w.ended(); i++ {
 		name := fmt.Sprintf("o%d-%d", who, i)
-		id := uuid.New()
-		unknown, err := apply(n, &state.SetDomain{ID: id, Name: name})
+		unknown, err := apply(n, &state.CreateInode{FSID: pool.FSID, Parent: state.RootIno, Name: name, Kind: state.Dir, How: state.Guarded})
 		if err != nil && !unknown {
 			w.l.t.Errorf("create %s: %v", name, err)
 			return
@@ -286,7 +290,7 @@ func (w *workload) objects(n *node, who int) {
 		}
 		w.mu.Unlock()
 		if i%2 == 1 && !unknown {
-			unknown, err := apply(n, &state.DeleteDomain{ID: id})
+			unknown, err := apply(n, &state.RemoveDir{FSID: pool.FSID, Dir: state.RootIno, Name: name})
 			if err != nil && !unknown {
 				w.l.t.Errorf("remove %s: %v", name, err)
 				return
@@ -298,7 +302,7 @@ func (w *workload) objects(n *node, who int) {
 			}
 		}
 		if lastKept != "" {
-			if _, err := n.client.State().View().DomainByName(lastKept); err != nil {
+			if _, err := n.client.State().View().Lookup(pool.FSID, state.RootIno, lastKept); err != nil {
 				w.l.t.Errorf("own write %s is not there on the same node: %v", lastKept, err)
 				return
 			}
@@ -392,13 +396,17 @@ func (w *workload) finish() {
 			t.Errorf("%s: %v", n.name, err)
 		}
 		lost, back := 0, 0
+		pool, err := view.VPool(server.DefaultPool)
+		if err != nil {
+			t.Fatal(err)
+		}
 		for name := range w.kept {
-			if _, err := view.DomainByName(name); err != nil {
+			if _, err := view.Lookup(pool.FSID, state.RootIno, name); err != nil {
 				lost++
 			}
 		}
 		for name := range w.removed {
-			if _, err := view.DomainByName(name); err == nil {
+			if _, err := view.Lookup(pool.FSID, state.RootIno, name); err == nil {
 				back++
 			}
 		}
