@@ -1,7 +1,7 @@
 // Package cli is the command line of varve: what a person types and a script relies on.
 //
 //	data goes to standard output, everything else to standard error
-//	-o table for people, -o json for scripts: the API's own schema, errors as {"error":{code,exit,message,object,remedy}}
+//	-o table for people, -o json and -o yaml for scripts: the API's own schema, errors as {"error":{code,exit,message,object,remedy}}
 //	an error is one line: varve: <what> <object>: <why>; <remedy>
 //	what cannot be undone needs --confirm NAME with the object's name; nothing ever prompts
 //	progress bars and colour only on a terminal, colour not at all under NO_COLOR
@@ -12,6 +12,7 @@
 package cli
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -42,14 +43,17 @@ type env struct {
 	ca        string
 	output    string
 	timeout   time.Duration
+	lines     *bufio.Reader // what is left of standard input
 }
 
 const (
 	outputTable = "table"
 	outputJSON  = "json"
+	outputYAML  = "yaml"
 )
 
-func (e *env) json() bool { return e.output == outputJSON }
+// json says whether the output is for programs.
+func (e *env) json() bool { return e.output == outputJSON || e.output == outputYAML }
 
 // Main runs one command line and gives the exit code. ctx ends when the process is asked to stop.
 func Main(ctx context.Context, args []string, std Std) int {
@@ -108,10 +112,13 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not allowed, 6
 	f.StringVar(&e.at, "at", e.std.Getenv("VARVE_AT"), "`URL` of an appliance elsewhere, such as https://host:8443")
 	f.StringVar(&e.tokenFile, "token-file", e.std.Getenv("VARVE_TOKEN_FILE"), "`FILE` with the API token for --at")
 	f.StringVar(&e.ca, "ca", e.std.Getenv("VARVE_CA"), "`FILE` with the CA certificate of the appliance (its DATA/tls has it)")
-	f.StringVarP(&e.output, "output", "o", outputTable, "output `FORMAT`: table or json")
+	f.StringVarP(&e.output, "output", "o", outputTable, "output `FORMAT`: table, json or yaml")
 	f.DurationVar(&e.timeout, "timeout", 5*time.Minute, "give up on a call to the appliance after this time")
 	root.AddCommand(e.serveCommand(), e.vpoolCommand(), e.vdiskCommand(), e.nodeCommand(), e.clusterCommand(), e.statusCommand(),
 		e.doctorCommand(), e.explainCommand(), e.rebuildCommand(), e.versionCommand())
+	root.AddCommand(e.accessCommands()...)
+	root.AddCommand(e.snapshotCommands()...)
+	root.AddCommand(e.automationCommands()...)
 	strict(root)
 	return root
 }
@@ -165,8 +172,8 @@ func usageOf(c *cobra.Command, err error) error {
 }
 
 func (e *env) check() error {
-	if e.output != outputTable && e.output != outputJSON {
-		return usage("output format %q is neither table nor json", e.output)
+	if e.output != outputTable && !e.json() {
+		return usage("output format %q is neither table nor json nor yaml", e.output)
 	}
 	if e.timeout <= 0 {
 		return usage("--timeout %s is not above zero", e.timeout)
@@ -176,8 +183,11 @@ func (e *env) check() error {
 
 // show writes v as JSON, or has table write it for people.
 func (e *env) show(v any, table func(io.Writer) error) error {
-	if e.json() {
+	switch e.output {
+	case outputJSON:
 		return printJSON(e.std.Out, v)
+	case outputYAML:
+		return printYAML(e.std.Out, v)
 	}
 	return table(e.std.Out)
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/progress"
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
+	"go.yaml.in/yaml/v3"
 
 	"varve/appliance/transfer"
 )
@@ -20,6 +21,24 @@ func printJSON(w io.Writer, v any) error {
 	e.SetIndent("", "  ")
 	e.SetEscapeHTML(false)
 	return e.Encode(v)
+}
+
+// printYAML writes what printJSON would as YAML.
+func printYAML(w io.Writer, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	var plain any
+	if err := yaml.Unmarshal(b, &plain); err != nil { // JSON is YAML; numbers stay whole
+		return err
+	}
+	e := yaml.NewEncoder(w)
+	e.SetIndent(2)
+	if err := e.Encode(plain); err != nil {
+		return err
+	}
+	return e.Close()
 }
 
 // printTable writes rows under a header: columns apart by spaces, no frame, so that awk and people can both read it.

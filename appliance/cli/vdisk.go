@@ -3,8 +3,12 @@ package cli
 import (
 	"fmt"
 	"io"
+	"net/http"
+	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"varve/control/api/client"
 	v1 "varve/control/api/customer"
@@ -19,6 +23,7 @@ export /VPOOL and the NBD export VPOOL/PATH.`,
 	}
 	c.AddCommand(e.vdiskCreate(), e.vdiskList(), e.vdiskShow(), e.vdiskResize(), e.vdiskRename(), e.vdiskDelete(),
 		e.importCommand(), e.exportCommand(), e.explainCommand())
+	c.AddCommand(e.vdiskVerbs()...)
 	return c
 }
 
@@ -46,7 +51,8 @@ func (e *env) vdiskCreate() *cobra.Command {
 }
 
 func (e *env) vdiskList() *cobra.Command {
-	return &cobra.Command{
+	var sel client.Select
+	c := &cobra.Command{
 		Use: "list [VPOOL]", Aliases: []string{"ls"}, Short: "List the vDisks, of one vPool or of all", Args: cobra.MaximumNArgs(1),
 		ValidArgsFunction: e.completeVPools,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -55,7 +61,7 @@ func (e *env) vdiskList() *cobra.Command {
 				pool = args[0]
 			}
 			return e.call("list vdisks", pool, func(s *session) error {
-				disks, err := s.VDisks(s.ctx(cmd), pool, client.Select{})
+				disks, err := s.VDisks(s.ctx(cmd), pool, sel)
 				if err != nil {
 					return err
 				}
@@ -70,6 +76,9 @@ func (e *env) vdiskList() *cobra.Command {
 			})
 		},
 	}
+	c.Flags().StringVar(&sel.Filter, "filter", "", `only those that `+"`MATCH`"+`, such as 'size>10GiB and name~"db"'`)
+	c.Flags().StringVar(&sel.Sort, "sort", "", "by these `FIELDS`, - for descending: -size,name")
+	return c
 }
 
 func (e *env) vdiskShow() *cobra.Command {
@@ -132,20 +141,29 @@ func (e *env) vdiskRename() *cobra.Command {
 }
 
 func (e *env) vdiskDelete() *cobra.Command {
-	var confirm string
-	var force bool
-	c := &cobra.Command{
-		Use: "delete VPOOL/NAME --confirm VPOOL/NAME", Aliases: []string{"rm"}, Short: "Delete a vDisk and its data",
-		Args: exactly("VPOOL/NAME"), ValidArgsFunction: e.completeVDisks,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := confirmed("delete vdisk", args[0], confirm); err != nil {
-				return err
+	var force, purge bool
+	var keep time.Duration
+	c := e.verb(verb{use: "delete VPOOL/NAME --confirm VPOOL/NAME", short: "Delete a vDisk; the trash keeps it for a while",
+		long: "Delete a vDisk. For 7 days, or as long as --keep says, varve vdisk trash restore brings it back; with --purge it is gone at once.",
+		args: []string{"VPOOL/NAME"}, method: http.MethodDelete, path: diskPath(), confirm: firstArg, complete: e.completeVDisks,
+		query: func() map[string]string {
+			q := map[string]string{}
+			if force {
+				q["force"] = "true"
 			}
-			return e.call("delete vdisk", args[0], func(s *session) error { return s.DeleteVDisk(s.ctx(cmd), args[0], force) })
-		},
-	}
-	c.Flags().StringVar(&confirm, "confirm", "", "the vDisk's `NAME` once more")
-	c.Flags().BoolVar(&force, "force", false, "delete it although clients have it open")
+			if purge {
+				q["purge"] = "true"
+			}
+			if keep > 0 {
+				q["keep"] = strconv.FormatInt(int64(keep/time.Second), 10)
+			}
+			return q
+		}, flags: func(s *pflag.FlagSet) {
+			s.BoolVar(&force, "force", false, "delete it although clients have it open")
+			s.BoolVar(&purge, "purge", false, "delete it for good")
+			s.DurationVar(&keep, "keep", 0, "how long it can be had back (default 7 days)")
+		}})
+	c.Aliases = []string{"rm"}
 	return c
 }
 

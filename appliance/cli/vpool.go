@@ -1,18 +1,21 @@
 package cli
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	v1 "varve/control/api/customer"
 )
 
 func (e *env) vpoolCommand() *cobra.Command {
 	c := &cobra.Command{Use: "vpool", Short: "Storage pools, each exported as one datastore"}
-	c.AddCommand(e.vpoolCreate(), e.vpoolList(), e.vpoolShow(), e.vpoolSetCredentials(), e.vpoolDelete())
+	c.AddCommand(e.vpoolCreate(), e.vpoolList(), e.vpoolShow(), e.vpoolSet(), e.vpoolSetCredentials(), e.vpoolDelete())
 	return c
 }
 
@@ -83,6 +86,21 @@ func (e *env) vpoolShow() *cobra.Command {
 			})
 		},
 	}
+}
+
+func (e *env) vpoolSet() *cobra.Command {
+	var clients []string
+	return e.verb(verb{use: "set NAME --client NETWORK", short: "Change who may use a vPool", args: []string{"NAME"}, method: http.MethodPatch, path: at("vpools", "$"),
+		complete: e.completeVPools, body: func([]string) (any, error) { return v1.VPoolPatch{Clients: notNil(clients)}, nil },
+		flags: func(s *pflag.FlagSet) {
+			s.StringSliceVar(&clients, "client", nil, "`NETWORK` that may use it, as 10.0.0.0/8; repeatable; none: nobody")
+		}, table: func(w io.Writer, raw json.RawMessage) error {
+			var p v1.VPool
+			if err := json.Unmarshal(raw, &p); err != nil {
+				return err
+			}
+			return printVPool(w, p)
+		}})
 }
 
 func (e *env) vpoolDelete() *cobra.Command {

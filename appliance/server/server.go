@@ -119,10 +119,12 @@ func (a *appliance) wire(ctx context.Context) error {
 	a.nfs = nfs.New(nfs.Config{Namespace: exports.NewNFS(a.raft, store, a.volumes, a.pools, nfsLog).WithSnapshots(), Verifier: a.driver.Verifier,
 		Log: nfsLog, Observe: observed.observe})
 	a.auth = auth.New(auth.Config{Raft: a.raft, Store: store, Vault: a.secrets, Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "auth"))})
-	if err := a.newAutomation(); err != nil {
+	if err := a.newAutomation(a.vdisks.TaskTypes()...); err != nil {
 		return err
 	}
-	a.api, err = api.New(api.Config{Raft: a.raft, Auth: a.auth, VPools: a.vpools, VDisks: a.vdisks, Nodes: a.nodes, Store: store, Status: a.status, Ready: a.notReady,
+	auto := a.automation
+	a.api, err = api.New(api.Config{Raft: a.raft, Auth: a.auth, VPools: a.vpools, VDisks: a.vdisks, Nodes: a.nodes, Store: store,
+		Tasks: auto.broker, Types: auto.types, Schedules: auto.schedules, Sinks: auto.sinks, Status: a.status, Ready: a.notReady,
 		Metrics: promhttp.HandlerFor(a.metrics, promhttp.HandlerOpts{}), Version: a.cfg.Version,
 		Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "api"))})
 	return err

@@ -33,13 +33,17 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/labstack/echo/v4"
 
 	v1 "varve/control/api/customer"
 	"varve/control/auth"
+	"varve/control/events"
+	"varve/control/jobs"
 	"varve/control/node"
+	"varve/control/schedule"
 	"varve/control/state"
 	"varve/control/vdisk"
 	"varve/control/vpool"
@@ -68,6 +72,11 @@ type Config struct {
 	Nodes  *node.Controller
 	Store  *state.Store
 	Log    *slog.Logger
+	// Tasks, Types, Schedules and Sinks may be missing: then the operations about them are, too.
+	Tasks     Tasks
+	Types     jobs.Types
+	Schedules *schedule.Dispatcher
+	Sinks     *events.Sinks
 	// Status adds what control does not know: services, log, problems. State, VPools … are filled already.
 	Status func(ctx context.Context, s *v1.Status)
 	// Rebuild opens a vPool again from its backend.
@@ -86,6 +95,8 @@ type Server struct {
 	auth    *auth.Authenticator
 	origin  *http.CrossOriginProtection
 	limits  *limiter
+	streams streams
+	ending  atomic.Bool // Serve is being stopped: streams end
 	started time.Time
 	self    uint32 // the user whose connections the unix socket takes, besides root
 
@@ -117,6 +128,9 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
+// serving is false once the server is being stopped.
+func (s *Server) serving() bool { return !s.ending.Load() }
+
 // Handler answers requests; Serve uses it, and tests do.
 func (s *Server) Handler() http.Handler { return s.echo }
 
@@ -145,6 +159,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener, conf *tls.Config) e
 		return fmt.Errorf("serve api on %s: %w", ln.Addr(), err)
 	case <-ctx.Done():
 	}
+	s.ending.Store(true)
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
 	err := srv.Shutdown(drain)

@@ -25,9 +25,12 @@ import (
 	v1 "varve/control/api/customer"
 	"varve/control/auth"
 	"varve/control/enginetest"
+	"varve/control/events"
+	"varve/control/jobs"
 	"varve/control/node"
 	"varve/control/pki"
 	"varve/control/raft"
+	"varve/control/schedule"
 	"varve/control/state"
 	"varve/control/vdisk"
 	"varve/control/vpool"
@@ -45,9 +48,13 @@ type world struct {
 	server *Server
 	auth   *auth.Authenticator
 	clock  *clock
-	token  string
-	logged *lockedBuffer
-	ready  error
+	broker *jobs.Broker
+	types  jobs.Types
+
+	publisher *events.Publisher
+	token     string
+	logged    *lockedBuffer
+	ready     error
 }
 
 type lockedBuffer struct {
@@ -88,7 +95,18 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.auth = auth.New(auth.Config{Raft: w.log, Store: w.log.Store, Vault: newVault(), Now: w.clock.now, Log: slog.New(slog.NewTextHandler(w.logged, nil))})
-	w.server, err = New(Config{Raft: w.log, Auth: w.auth, VPools: pools, VDisks: disks, Nodes: nodes, Store: w.log.Store, Version: "test",
+	types, err := jobs.NewTypes(disks.TaskTypes()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.broker = jobs.NewBroker(jobs.BrokerConfig{Raft: w.log, Store: w.log.Store, Types: types})
+	schedules := schedule.New(schedule.Config{Raft: w.log, Store: w.log.Store, Entries: schedule.Defaults(),
+		Task: func(typ, object, by string, args json.RawMessage) (state.TaskSpec, error) {
+			return state.TaskSpec{Type: typ, Queue: state.QueueGeneric, Object: object, By: by, Args: args}, nil
+		}})
+	w.types, w.publisher = types, events.NewPublisher(w.log, self, nil)
+	w.server, err = New(Config{Raft: w.log, Tasks: w.broker, Types: types, Schedules: schedules,
+		Sinks: events.NewSinks(w.log, w.log.Store, newVault(), w.publisher, nil), Auth: w.auth, VPools: pools, VDisks: disks, Nodes: nodes, Store: w.log.Store, Version: "test",
 		Log:     slog.New(slog.NewTextHandler(w.logged, nil)),
 		Ready:   func() error { return w.ready },
 		Metrics: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { io.WriteString(rw, "varve_up 1\n") }),
@@ -207,7 +225,7 @@ func TestEndpoints(t *testing.T) {
 	var r v1.RebuildReport
 	ok("POST", base+"/rebuild", `{"name":"x"}`, 200, &r)
 	w.problem("DELETE", base+"/vdisks/default%2Fb", "", 428, "confirmation_required")
-	ok("DELETE", base+"/vdisks/default%2Fb?force=false&confirm=default/b", "", 204, nil)
+	ok("DELETE", base+"/vdisks/default%2Fb?force=false&purge=true&confirm=default/b", "", 204, nil)
 	ok("GET", "/metrics", "", 200, nil)
 }
 

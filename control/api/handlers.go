@@ -196,7 +196,7 @@ func (a customerAPI) ListVDisks(ctx context.Context, r v1.ListVDisksRequestObjec
 		return nil, err
 	}
 	who := callOf(ctx).who
-	owners := a.nodeNames()
+	owners := a.naming()
 	all := make([]v1.VDisk, 0, len(disks))
 	for _, d := range disks {
 		if who.Sees(d.Pool.Name) {
@@ -212,7 +212,7 @@ func (a customerAPI) GetVDisk(ctx context.Context, r v1.GetVDiskRequestObject) (
 	if err != nil {
 		return nil, err
 	}
-	out := toVDisk(d, a.nodeNames())
+	out := toVDisk(d, a.naming())
 	return v1.GetVDisk200JSONResponse{Body: out, Headers: v1.GetVDisk200ResponseHeaders{ETag: etag(out.Rev)}}, nil
 }
 
@@ -249,7 +249,7 @@ func (a customerAPI) CreateVDisk(ctx context.Context, r v1.CreateVDiskRequestObj
 	if err != nil {
 		return nil, err
 	}
-	out := toVDisk(d, a.nodeNames())
+	out := toVDisk(d, a.naming())
 	return v1.CreateVDisk201JSONResponse{Body: out, Headers: v1.CreateVDisk201ResponseHeaders{ETag: etag(out.Rev),
 		Location: location("vdisks", out.Name)}}, nil
 }
@@ -281,7 +281,7 @@ func (a customerAPI) PatchVDisk(ctx context.Context, r v1.PatchVDiskRequestObjec
 	if err != nil {
 		return nil, err
 	}
-	out := toVDisk(d, a.nodeNames())
+	out := toVDisk(d, a.naming())
 	return v1.PatchVDisk200JSONResponse{Body: out, Headers: v1.PatchVDisk200ResponseHeaders{ETag: etag(out.Rev)}}, nil
 }
 
@@ -319,14 +319,30 @@ func (a customerAPI) DeleteVDisk(ctx context.Context, r v1.DeleteVDiskRequestObj
 	if _, err := based(r.Params.IfMatch, "vdisk "+name, max(d.Volume.Rev, d.Inode.Rev)); err != nil {
 		return nil, err
 	}
+	keep := time.Duration(r.Params.Keep) * time.Second
+	if keep == 0 {
+		keep = vdisk.TrashKeep
+	}
+	if keep < time.Minute || keep > 366*24*time.Hour {
+		return nil, badQuery("keep", "is not a number from 60 to 31622400")
+	}
 	if r.Params.DryRun {
-		return nil, wouldDo("deletes vDisk "+name, []string{"its NBD export and its file " + d.Path + " go"},
-			[]string{fmt.Sprintf("%s of data in %s", bytesize.Format(d.Info.Used), name)}, clientsOf(d), name)
+		changes, lost := []string{"its NBD export and its file " + d.Path + " go"}, []string(nil)
+		if r.Params.Purge {
+			lost = []string{fmt.Sprintf("%s of data in %s", bytesize.Format(d.Info.Used), name)}
+		} else {
+			changes = append(changes, fmt.Sprintf("its %s of data stay in the trash until %s", bytesize.Format(d.Info.Used),
+				time.Now().Add(keep).UTC().Format(time.RFC3339)))
+		}
+		return nil, wouldDo("deletes vDisk "+name, changes, lost, clientsOf(d), name)
 	}
 	if err := confirm(r.Params.Confirm, name); err != nil {
 		return nil, err
 	}
-	return v1.DeleteVDisk204Response{}, a.cfg.VDisks.Delete(ctx, name, r.Params.Force)
+	if r.Params.Purge {
+		return v1.DeleteVDisk204Response{}, a.cfg.VDisks.Delete(ctx, name, r.Params.Force)
+	}
+	return v1.DeleteVDisk204Response{}, a.cfg.VDisks.Trash(ctx, name, keep, r.Params.Force)
 }
 
 const (
@@ -435,18 +451,24 @@ func findings(list []state.Finding) map[string]string {
 	return out
 }
 
-func (s *Server) nodeNames() map[uuid.UUID]string {
-	names := make(map[uuid.UUID]string)
-	for _, n := range s.cfg.Nodes.List() {
-		names[n.ID] = n.Name
-	}
-	return names
+// naming gives names to ids.
+type naming struct {
+	view  *state.View
+	nodes map[uuid.UUID]string
 }
 
-func toVDisk(d vdisk.VDisk, owners map[uuid.UUID]string) v1.VDisk {
+func (s *Server) naming() naming {
+	n := naming{view: s.cfg.Store.View(), nodes: make(map[uuid.UUID]string)}
+	for _, node := range n.view.Nodes() {
+		n.nodes[node.ID] = node.Name
+	}
+	return n
+}
+
+func toVDisk(d vdisk.VDisk, n naming) v1.VDisk {
 	return v1.VDisk{Name: d.FullName(), VPool: d.Pool.Name, ID: d.Volume.ID, File: d.Path,
-		Size: v1.Size(d.Info.Size), Used: v1.Size(d.Info.Used), Owner: owners[d.Volume.Owner],
-		State: string(d.Volume.State), Class: d.Pool.Class, Epoch: d.Volume.Epoch, Open: d.Info.Open, Clients: d.Clients,
+		Size: v1.Size(d.Info.Size), Used: v1.Size(d.Info.Used), Owner: n.nodes[d.Volume.Owner], Parent: n.parent(d.Volume),
+		State: string(d.Volume.State), Template: d.Info.Template, Class: d.Pool.Class, Epoch: d.Volume.Epoch, Open: d.Info.Open, Clients: d.Clients,
 		Pending: v1.Size(d.Info.Pending), Created: utc(d.Volume.Created), Modified: d.Info.Modified.UTC(),
 		Rev: max(d.Volume.Rev, d.Inode.Rev)}
 }

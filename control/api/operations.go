@@ -156,7 +156,22 @@ func (g guardedRouter) add(method, path string, h echo.HandlerFunc) *echo.Route 
 		*g.failed = fmt.Errorf("%s %s is not in the specification", method, path)
 		return nil
 	}
+	if g.server.lacks(g.server.operations[i]) {
+		return nil
+	}
 	return g.Echo.Add(method, path, g.server.guarded(g.server.operations[i], h))
+}
+
+// lacks says whether this server was given no controller for an operation, which it then does not offer.
+func (s *Server) lacks(o operation) bool {
+	switch o.Tag {
+	case "task":
+		return s.cfg.Tasks == nil
+	case "schedule":
+		return s.cfg.Schedules == nil
+	}
+	return o.ID == "createFromTemplate" && s.cfg.Tasks == nil || strings.HasSuffix(o.ID, "Sink") && s.cfg.Sinks == nil ||
+		o.ID == "listSinks" && s.cfg.Sinks == nil
 }
 
 // GET implements the generated EchoRouter; the other methods too.

@@ -136,7 +136,7 @@ func (c *Client) call(ctx context.Context, q request) error {
 	if err != nil {
 		return err
 	}
-	if q.out == nil || raw.Status == http.StatusNoContent {
+	if q.out == nil || raw.Status == http.StatusNoContent || len(raw.Body) == 0 {
 		return nil
 	}
 	if err := json.Unmarshal(raw.Body, q.out); err != nil {
@@ -208,6 +208,8 @@ type Change struct {
 	Confirm string
 	DryRun  bool
 	Force   bool
+	// Purge deletes a vDisk for good instead of into the trash.
+	Purge bool
 }
 
 func (g Change) header() http.Header {
@@ -227,6 +229,9 @@ func (g Change) query() url.Values {
 	}
 	if g.Force {
 		q.Set("force", "true")
+	}
+	if g.Purge {
+		q.Set("purge", "true")
 	}
 	return q
 }
@@ -270,9 +275,9 @@ func (s Select) query() url.Values {
 	return q
 }
 
-// List reads all pages of a list of the customer API, such as "users".
-func List[T any](ctx context.Context, c *Client, what string, s Select) ([]T, error) {
-	return list[T](ctx, c, at(strings.Split(what, "/")...), s.query())
+// List reads all pages of a list of the customer API, such as List[v1.User](ctx, c, Select{}, "users").
+func List[T any](ctx context.Context, c *Client, s Select, path ...string) ([]T, error) {
+	return list[T](ctx, c, at(path...), s.query())
 }
 
 // Get reads one object, such as Get[v1.User](ctx, c, "users", "alice").
@@ -290,10 +295,31 @@ func Patch[T any](ctx context.Context, c *Client, in any, g Change, path ...stri
 	return send[T](ctx, c, http.MethodPatch, in, g, g.header(), path)
 }
 
+// Put sets something.
+func Put[T any](ctx context.Context, c *Client, in any, g Change, path ...string) (out T, effect *v1.Effect, err error) {
+	return send[T](ctx, c, http.MethodPut, in, g, g.header(), path)
+}
+
 // Delete takes something away.
 func Delete(ctx context.Context, c *Client, g Change, path ...string) (effect *v1.Effect, err error) {
 	_, effect, err = send[struct{}](ctx, c, http.MethodDelete, nil, g, g.header(), path)
 	return effect, err
+}
+
+// Call makes any call to a path of the customer API with more parameters in its query; out gets the answer, or effect that of a dry run.
+func Call(ctx context.Context, c *Client, method string, path []string, query map[string]string, in any, out *json.RawMessage, g Change) (effect *v1.Effect, err error) {
+	q := request{method: method, path: at(path...), query: g.query(), in: in, out: out}
+	for k, v := range query {
+		q.query.Set(k, v)
+	}
+	if method != http.MethodGet && method != http.MethodPost {
+		q.header = g.header()
+	}
+	if g.DryRun {
+		effect = &v1.Effect{}
+		q.out = effect
+	}
+	return effect, c.call(ctx, q)
 }
 
 func send[T any](ctx context.Context, c *Client, method string, in any, g Change, header http.Header, path []string) (out T, effect *v1.Effect, err error) {
@@ -320,7 +346,7 @@ func failure(resp *http.Response, answer []byte) error {
 
 // VPools lists all vPools.
 func (c *Client) VPools(ctx context.Context) ([]v1.VPool, error) {
-	return List[v1.VPool](ctx, c, "vpools", Select{})
+	return List[v1.VPool](ctx, c, Select{}, "vpools")
 }
 
 // VPool returns one vPool.
@@ -387,15 +413,15 @@ func (c *Client) RenameVDisk(ctx context.Context, name, to string) (v1.VDisk, er
 	return out, err
 }
 
-// DeleteVDisk takes a vDisk away, also while a client has it open if force.
+// DeleteVDisk takes a vDisk away for good, also while a client has it open if force.
 func (c *Client) DeleteVDisk(ctx context.Context, name string, force bool) error {
-	_, err := Delete(ctx, c, Change{Confirm: name, Force: force}, "vdisks", name)
+	_, err := Delete(ctx, c, Change{Confirm: name, Force: force, Purge: true}, "vdisks", name)
 	return err
 }
 
 // Nodes lists all nodes.
 func (c *Client) Nodes(ctx context.Context) ([]v1.Node, error) {
-	return List[v1.Node](ctx, c, "nodes", Select{})
+	return List[v1.Node](ctx, c, Select{}, "nodes")
 }
 
 // Node returns one node by name or id.

@@ -1,0 +1,321 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	v1 "varve/control/api/customer"
+	"varve/control/auth"
+	"varve/control/events"
+	"varve/control/jobs"
+	"varve/control/state"
+)
+
+// Tasks is the task queue; jobs.Broker is one.
+type Tasks interface {
+	Submit(ctx context.Context, spec state.TaskSpec) (id uuid.UUID, created bool, err error)
+	Cancel(ctx context.Context, id uuid.UUID) error
+	Retry(ctx context.Context, id uuid.UUID) error
+	Wait(ctx context.Context, id uuid.UUID) (state.Task, error)
+}
+
+// submit queues a task of a type for the caller.
+func (s *Server) submit(ctx context.Context, typ, object string, args any) (v1.Task, error) {
+	t, ok := s.cfg.Types[typ]
+	if !ok {
+		return v1.Task{}, fmt.Errorf("task type %s is not known to this node", typ)
+	}
+	spec, err := t.Spec(object, callOf(ctx).who.Who(), args)
+	if err != nil {
+		return v1.Task{}, err
+	}
+	id, _, err := s.cfg.Tasks.Submit(ctx, spec)
+	if err != nil {
+		return v1.Task{}, err
+	}
+	task, err := s.cfg.Store.View().Task(id)
+	return s.toTask(task), err
+}
+
+func optionalTime(t state.Time) *time.Time {
+	if t == 0 {
+		return nil
+	}
+	at := utc(t)
+	return &at
+}
+
+func (s *Server) toTask(t state.Task) v1.Task {
+	out := v1.Task{ID: t.ID, Type: t.Type, Title: t.Type, State: string(t.State), Queue: t.Queue, Object: t.Object, By: t.By, Done: t.Done, Total: t.Total,
+		Steps: []v1.TaskStep{}, Log: []v1.TaskLine{}, Result: t.Result, Created: utc(t.Created), Started: optionalTime(t.Started),
+		Ended: optionalTime(t.Ended), Rev: t.Rev, CanCancel: t.State == state.TaskQueued || t.State == state.TaskRunning && !t.Cancel}
+	if typ, ok := s.cfg.Types[t.Type]; ok && typ.Title != "" {
+		out.Title = typ.Title
+	}
+	for _, step := range t.Steps {
+		out.Steps = append(out.Steps, v1.TaskStep{Name: step.Name, Started: utc(step.Started), Ended: optionalTime(step.Ended)})
+	}
+	for _, l := range t.Log {
+		out.Log = append(out.Log, v1.TaskLine{At: utc(l.At), Text: l.Text})
+	}
+	if t.Problem != nil {
+		out.Problem = &v1.TaskProblem{Code: t.Problem.Code, Cause: t.Problem.Cause, Consequence: t.Problem.Consequence, Remedy: t.Problem.Remedy}
+	}
+	if n, err := s.cfg.Store.View().Node(t.Worker); err == nil {
+		out.Node = n.Name
+	}
+	return out
+}
+
+func (a customerAPI) ListTasks(ctx context.Context, _ v1.ListTasksRequestObject) (v1.ListTasksResponseObject, error) {
+	var all []v1.Task
+	a.cfg.Store.View().Tasks(func(t *state.Task) bool { all = append(all, a.toTask(*t)); return true })
+	slices.SortStableFunc(all, func(x, y v1.Task) int { return y.Created.Compare(x.Created) })
+	page, err := listPage(ctx, all, func(t v1.Task) string { return t.ID.String() })
+	return v1.ListTasks200JSONResponse{Items: page.items, Next: page.next, Count: page.count}, err
+}
+
+func taskID(ctx context.Context, given string) (uuid.UUID, error) {
+	id, err := uuid.Parse(given)
+	if err != nil {
+		return id, unseen("task " + clip(given))
+	}
+	about(ctx, "task "+id.String())
+	return id, nil
+}
+
+const taskWaitMax = 50
+
+func (a customerAPI) GetTask(ctx context.Context, r v1.GetTaskRequestObject) (v1.GetTaskResponseObject, error) {
+	id, err := taskID(ctx, r.Task)
+	if err != nil {
+		return nil, err
+	}
+	if r.Params.Wait < 0 || r.Params.Wait > taskWaitMax {
+		return nil, badQuery("wait", "is not a number from 0 to 50")
+	}
+	if r.Params.Wait > 0 {
+		wait, cancel := context.WithTimeout(ctx, time.Duration(r.Params.Wait)*time.Second)
+		_, err := a.cfg.Tasks.Wait(wait, id)
+		cancel()
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			return nil, err
+		}
+	}
+	t, err := a.cfg.Store.View().Task(id)
+	if err != nil {
+		return nil, err
+	}
+	return v1.GetTask200JSONResponse(a.toTask(t)), nil
+}
+
+func (a customerAPI) CancelTask(ctx context.Context, r v1.CancelTaskRequestObject) (v1.CancelTaskResponseObject, error) {
+	id, err := taskID(ctx, r.Task)
+	if err != nil {
+		return nil, err
+	}
+	t, err := a.cfg.Store.View().Task(id)
+	if err != nil {
+		return nil, err
+	}
+	if r.Params.DryRun {
+		return nil, wouldDo("has task "+t.Type+" stop at its next step", nil, nil, []string{t.Object}, "")
+	}
+	if err := a.cfg.Tasks.Cancel(ctx, id); err != nil {
+		return nil, err
+	}
+	t, err = a.cfg.Store.View().Task(id)
+	return v1.CancelTask202JSONResponse(a.toTask(t)), err
+}
+
+func (a customerAPI) RetryTask(ctx context.Context, r v1.RetryTaskRequestObject) (v1.RetryTaskResponseObject, error) {
+	id, err := taskID(ctx, r.Task)
+	if err != nil {
+		return nil, err
+	}
+	t, err := a.cfg.Store.View().Task(id)
+	if err != nil {
+		return nil, err
+	}
+	if r.Params.DryRun {
+		return nil, wouldDo("starts task "+t.Type+" again", nil, nil, []string{t.Object}, "")
+	}
+	if err := a.cfg.Tasks.Retry(ctx, id); err != nil {
+		return nil, err
+	}
+	t, err = a.cfg.Store.View().Task(id)
+	return v1.RetryTask202JSONResponse(a.toTask(t)), err
+}
+
+func toEvent(e state.Event) v1.Event {
+	out := v1.Event{Seq: e.Seq, ID: e.ID, At: utc(e.At), Type: e.Type, Topic: e.Topic, Key: e.Key, Data: json.RawMessage(e.Data)}
+	if e.Node != uuid.Nil {
+		out.Node = e.Node.String()
+	}
+	return out
+}
+
+func commaList(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return strings.Split(s, ",")
+}
+
+const eventsListed = 1 << 20 // bounded by what the state keeps
+
+func (a customerAPI) ListEvents(ctx context.Context, r v1.ListEventsRequestObject) (v1.ListEventsResponseObject, error) {
+	f := events.Filter{Topics: commaList(r.Params.Topic), Types: commaList(r.Params.Type), Key: r.Params.Key}
+	kept := a.cfg.Store.View().Events(0, eventsListed)
+	all := make([]v1.Event, 0, len(kept))
+	for _, e := range slices.Backward(kept) {
+		if f.Takes(e) {
+			all = append(all, toEvent(e))
+		}
+	}
+	page, err := listPage(ctx, all, func(e v1.Event) string { return strconv.FormatUint(e.Seq, 10) })
+	return v1.ListEvents200JSONResponse{Items: page.items, Next: page.next, Count: page.count}, err
+}
+
+// Limits of streams.
+const (
+	streamsMax     = 256
+	streamsEachMax = 16
+	heartbeatEvery = 15 * time.Second
+	rightsEvery    = 5 * time.Second
+	streamWrite    = 20 * time.Second
+)
+
+// streams counts open event streams by caller.
+type streams struct {
+	// mu guards by and all.
+	mu  sync.Mutex
+	by  map[string]int
+	all int
+}
+
+func (s *streams) enter(who string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all >= streamsMax || s.by[who] >= streamsEachMax {
+		return false
+	}
+	if s.by == nil {
+		s.by = make(map[string]int)
+	}
+	s.by[who]++
+	s.all++
+	return true
+}
+
+func (s *streams) leave(who string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all--
+	if s.by[who]--; s.by[who] == 0 {
+		delete(s.by, who)
+	}
+}
+
+// StreamEvents sends events as they come, first those after the one that the caller saw last. It ends when the caller's rights do.
+func (a customerAPI) StreamEvents(ctx context.Context, r v1.StreamEventsRequestObject) (v1.StreamEventsResponseObject, error) {
+	c := callOf(ctx)
+	after := a.cfg.Store.View().EventsLast()
+	if r.Params.Since != nil {
+		after = uint64(*r.Params.Since)
+	}
+	if r.Params.LastEventID != "" {
+		seen, err := strconv.ParseUint(r.Params.LastEventID, 10, 64)
+		if err != nil {
+			return nil, refuse(http.StatusBadRequest, "invalid", "Last-Event-ID is no event of this stream", "leave it out")
+		}
+		after = seen
+	}
+	if !a.streams.enter(c.who.Who()) {
+		return nil, refuse(http.StatusTooManyRequests, "rate_limited", "too many event streams are open", "close some")
+	}
+	f := events.Filter{Topics: commaList(r.Params.Topic), Types: commaList(r.Params.Type), Key: r.Params.Key}
+	return &eventStream{ctx: ctx, server: a.Server, who: c.who, sub: events.Subscribe(a.cfg.Store, f, after)}, nil
+}
+
+// eventStream is an answer that goes on.
+type eventStream struct {
+	ctx    context.Context // of the request, which the answer is part of
+	server *Server
+	who    auth.Principal
+	sub    *events.Subscription
+}
+
+// VisitStreamEventsResponse implements the generated interface.
+func (e *eventStream) VisitStreamEventsResponse(w http.ResponseWriter) error {
+	defer e.server.streams.leave(e.who.Who())
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no")
+	w.WriteHeader(http.StatusOK)
+	rc := http.NewResponseController(w)
+	send := func(b []byte) error {
+		if err := rc.SetWriteDeadline(time.Now().Add(streamWrite)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return err
+		}
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+		return rc.Flush()
+	}
+	if send([]byte("retry: 2000\n\n")) != nil {
+		return nil
+	}
+	beat := time.Now()
+	for e.ctx.Err() == nil && e.server.serving() && e.server.auth.Still(e.who) {
+		wait, cancel := context.WithTimeout(e.ctx, rightsEvery)
+		batch, err := e.sub.Next(wait)
+		cancel()
+		var b bytes.Buffer
+		var missed *events.MissedError
+		switch {
+		case errors.As(err, &missed):
+			fmt.Fprintf(&b, "event: gap\ndata: {\"from\":%d}\n\n", missed.From)
+		case errors.Is(err, context.DeadlineExceeded):
+		case err != nil:
+			return nil
+		}
+		for _, ev := range batch {
+			if err := writeEvent(&b, toEvent(ev)); err != nil {
+				return err
+			}
+		}
+		if b.Len() == 0 && time.Since(beat) >= heartbeatEvery {
+			b.WriteString(": alive\n\n")
+		}
+		if b.Len() > 0 {
+			beat = time.Now()
+			if send(b.Bytes()) != nil {
+				return nil // the caller is gone
+			}
+		}
+	}
+	return nil
+}
+
+func writeEvent(w io.Writer, e v1.Event) error {
+	data, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("event %d: %w", e.Seq, err)
+	}
+	_, err = fmt.Fprintf(w, "id: %d\nevent: %s\ndata: %s\n\n", e.Seq, e.Type, data)
+	return err
+}
+
+var _ Tasks = (*jobs.Broker)(nil)

@@ -1,0 +1,50 @@
+package vdisk
+
+import (
+	"context"
+	"errors"
+
+	"varve/control/jobs"
+	"varve/control/state"
+)
+
+// FromTemplateTask makes vDisks from a template; its arguments are FromTemplateArgs.
+const FromTemplateTask = "vdisk.from_template"
+
+// FromTemplateArgs name the template and the vDisks to make.
+type FromTemplateArgs struct {
+	Template string   `json:"template"`
+	Names    []string `json:"names"`
+}
+
+// TaskTypes are the controller's long operations.
+func (c *Controller) TaskTypes() []jobs.Type {
+	return []jobs.Type{{
+		Name: FromTemplateTask, Title: "make vDisks from a template", Do: c.fromTemplateTask, Queue: state.QueueGeneric,
+		Consequence: "some of the vDisks are not made", Remedy: "see which there are, and start the task again: it makes those that are missing",
+	}}
+}
+
+// fromTemplateTask makes the vDisks that are not there yet: it may have been started before.
+func (c *Controller) fromTemplateTask(ctx context.Context, r *jobs.Run) error {
+	var args FromTemplateArgs
+	if err := r.Args(&args); err != nil {
+		return err
+	}
+	var missing []string
+	for _, name := range args.Names {
+		if _, err := c.Get(ctx, name); errors.Is(err, state.ErrNotFound) {
+			missing = append(missing, name)
+		} else if err != nil {
+			return err
+		}
+	}
+	made, total := len(args.Names)-len(missing), int64(len(args.Names))
+	r.Progress(int64(made), total)
+	if len(missing) > 0 {
+		if _, err := c.FromTemplate(ctx, args.Template, missing, func(done int) { r.Progress(int64(made+done), total) }); err != nil {
+			return err
+		}
+	}
+	return r.Result(map[string]any{"template": args.Template, "vdisks": args.Names})
+}
