@@ -448,6 +448,38 @@ func TestWebhookAddresses(t *testing.T) {
 	}
 }
 
+// A broker that cannot be reached and a CA that is none are failures that are shown, tried again and survive a stop.
+func TestSinkThatCannotConnect(t *testing.T) {
+	ctx := t.Context()
+	c := newCluster(t)
+	p := events.NewPublisher(c, uuid.New(), nil)
+	defer running(p.Run)()
+	sinks := events.NewSinks(c, c.store, &vault{}, p, nil)
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	addr := strings.TrimPrefix(closed.URL, "http://")
+	var ids []uuid.UUID
+	for _, s := range []state.SinkSpec{
+		{Name: "broker", Kind: state.SinkAMQP, URL: "amqp://" + addr, Local: true},
+		{Name: "ca", Kind: state.SinkWebhook, URL: "https://" + addr, CA: "no certificate", Local: true},
+	} {
+		id, _, err := sinks.Set(ctx, uuid.Nil, 0, s, []byte("user:secret"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	stop := running(sinks.Run)
+	p.Emit("x", "volume", "", nil)
+	for _, id := range ids {
+		eventually(t, "the failure", func() bool { return sinks.Status(id).Error != "" })
+		if strings.Contains(sinks.Status(id).Error, "secret") && !strings.Contains(sinks.Status(id).Error, "secret of sink") {
+			t.Errorf("the password is in the error: %s", sinks.Status(id).Error)
+		}
+	}
+	stop()
+}
+
 func TestSignature(t *testing.T) {
 	now := time.Unix(1800000000, 0)
 	sig := events.Sign([]byte("key"), []byte("body"), now)

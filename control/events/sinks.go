@@ -208,9 +208,17 @@ func (s *Sinks) connect(ctx context.Context, sink state.Sink) (sender, error) {
 		return nil, fmt.Errorf("secret of sink %s: %w", sink.Name, err)
 	}
 	if sink.Kind == state.SinkAMQP {
-		return newAMQP(ctx, sink, secret)
+		a, err := newAMQP(ctx, sink, secret)
+		if err != nil {
+			return nil, err
+		}
+		return a, nil
 	}
-	return newWebhook(sink, secret)
+	w, err := newWebhook(sink, secret)
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
 }
 
 // serve sends to one sink until ctx ends.

@@ -76,6 +76,8 @@ var layers = []layer{
 		{"env", "VARVE_MAP_GIB=100", "VARVE_MAP_SECONDS=25", "go", "test", "-count=1", "-timeout", "90s", "-run", "^TestBudgetFullyMapped$",
 			"./volumedriver/blockmap"},
 	}},
+	{name: "automation", what: "simulated weeks of schedules on a real vPool, a real RabbitMQ through an outage", limit: 5 * time.Minute,
+		commands: [][]string{{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "4m", "./test/automation"}}},
 	{name: "guest", what: "a Linux guest's nbd-client and NFSv3 mounts", limit: 7 * time.Minute,
 		commands: [][]string{e2e("6m", "Guest")}},
 	{name: "vm", what: "a VM boots from our disk over NBD and over an NFS mount, is killed, boots again", limit: 7 * time.Minute,
@@ -96,7 +98,7 @@ func main() {
 	flag.Parse()
 	if *list {
 		for _, l := range layers {
-			fmt.Printf("%-8s %s\n", l.name, l.what)
+			fmt.Printf("%-10s %s\n", l.name, l.what)
 		}
 		return
 	}
