@@ -74,6 +74,27 @@ func TestKeystreamIsNeverUsedTwice(t *testing.T) {
 	}
 }
 
+// TestEachVolumeHasItsKey: in one segment, each record is under the key that it was appended with and no other, so that erasing
+// one volume's key takes just what is its.
+func TestEachVolumeHasItsKey(t *testing.T) {
+	l := mustOpen(t, testConfig(vfs.NewMem(1)))
+	defer closeLog(t, l)
+	for seq := uint64(1); seq <= 6; seq++ {
+		key := testKeys[1+seq%2]
+		g, p := sealedRecord(t, l, seq, key, make([]byte, blockSize))
+		s := l.slots[g.Loc.slot()].Load().sealing.Load()
+		c, err := key.Log(l.id, s.gen, s.salt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := make([]byte, blockSize)
+		c.XOR(want, want, uint64(uint32(g.Loc)))
+		if !bytes.Equal(p, want) {
+			t.Errorf("record %d is not under its key", seq)
+		}
+	}
+}
+
 func readBackBlock(l *Log, g *Logged, p, want []byte, key *seal.Key) error {
 	crc := slices.Clone(g.CRC)
 	if err := l.Unseal(p, crc, g.Loc, key); err != nil {
