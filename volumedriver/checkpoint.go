@@ -94,7 +94,10 @@ func (c *checkpointer) checkpoint() error {
 		backed[v] = r.Backed
 		v.stored = r
 	}
-	if err := c.d.maps.Checkpoint(puts, nil); err != nil {
+	if err := c.d.maps.Checkpoint(append(puts, c.d.floor.next()), nil); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	if err := c.d.floor.raise(); err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	for v, seq := range backed {

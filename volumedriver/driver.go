@@ -124,6 +124,7 @@ type Driver struct {
 	destager     *destager
 	checkpointer *checkpointer
 	scrubber     *scrubber
+	floor        floor // guarded by checkpointer.one
 
 	mu      sync.RWMutex
 	pools   map[uuid.UUID]backend.Backend
@@ -159,20 +160,23 @@ func Open(cfg Config) (*Driver, error) {
 		return nil, fmt.Errorf("open map: %w", err)
 	}
 	d.maps = maps
+	if err := d.openFloor(); err != nil {
+		return nil, errors.Join(err, d.floor.close(), maps.Close())
+	}
 	if err := d.loadRoots(); err != nil {
-		return nil, errors.Join(err, maps.Close())
+		return nil, errors.Join(err, d.floor.close(), maps.Close())
 	}
 	wal, err := writelog.Open(writelog.Config{FS: cfg.FS, Dir: path.Join(cfg.Dir, "log"), SegmentBytes: cfg.SegmentBytes,
 		Segments: int(cfg.LogBytes / cfg.SegmentBytes), BatchBytes: cfg.BatchBytes, Log: cfg.Log, Now: cfg.Now, NoPrewrite: cfg.NoPrewrite}, d.replay)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open write log: %w", err), maps.Close())
+		return nil, errors.Join(fmt.Errorf("open write log: %w", err), d.floor.close(), maps.Close())
 	}
 	d.wal = wal
 	for _, v := range d.volumes {
 		d.destager.add(v)
 	}
 	if err := d.settleSnapshots(); err != nil {
-		return nil, errors.Join(err, wal.Close(), maps.Close())
+		return nil, errors.Join(err, wal.Close(), d.floor.close(), maps.Close())
 	}
 	return d, nil
 }
@@ -278,7 +282,7 @@ func (d *Driver) Close() error {
 	}
 	d.objects.forget(nil)
 	d.metrics.unregister()
-	return errors.Join(err, d.maps.Close())
+	return errors.Join(err, d.floor.close(), d.maps.Close())
 }
 
 // Failed is closed when the node can no longer keep its promises; Err says why.

@@ -228,7 +228,8 @@ func (v *Volume) cutLoose(ctx context.Context, base uint64) error {
 	r.Epochs = slices.DeleteFunc(slices.Clone(r.Epochs), func(e epochSpan) bool { return e.From < base })
 	r.Name.N++
 	r.Name.Put = false
-	err = v.d.maps.Checkpoint([]blockmap.KV{r.encode()}, nil)
+	note := releaseKey(mapPoint{handle: old})
+	err = v.d.maps.Checkpoint([]blockmap.KV{r.encode(), {Key: note, Value: v.id[:]}}, nil)
 	if err != nil {
 		v.storing.Unlock()
 		return err
@@ -246,9 +247,11 @@ func (v *Volume) cutLoose(ctx context.Context, base uint64) error {
 		delete(v.d.children, parent.Snapshot)
 	}
 	v.d.mu.Unlock()
-	v.d.wal.Release(v.id, r.Backed)
 	v.d.destager.add(v)
-	return v.d.maps.DropVolume(old)
+	if err := v.d.maps.DropVolume(old); err != nil {
+		return err
+	}
+	return v.d.maps.Update(nil, [][]byte{note})
 }
 
 // copyMap sets what one handle holds in another.

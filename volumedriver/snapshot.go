@@ -319,7 +319,6 @@ func (v *Volume) installCut(j *job, used int64) error {
 	clean := v.logged.Load() == j.last
 	v.mu.Unlock()
 	v.storing.Unlock()
-	v.d.wal.Release(v.id, j.last)
 	if j.revert != 0 {
 		v.endRevert(j.size)
 		if err := v.behead(mapPoint{handle: old}); err != nil {
@@ -732,21 +731,21 @@ func (v *Volume) liveLocked(h blockmap.Handle) []uint32 {
 // release gives back what only generation p could see, unless something still needs it: then whoever needed it last calls
 // again. snapping is held, or the volume is not in use yet.
 func (v *Volume) release(p mapPoint) error {
-	if p.gen == 0 {
-		return v.behead(p)
-	}
 	v.mu.RLock()
 	live := v.liveLocked(p.handle)
 	ours := slices.ContainsFunc(v.root.Branches, func(b branch) bool { return b.Handle == p.handle })
 	isHead := v.root.Handle == p.handle
 	v.mu.RUnlock()
 	i, needed := slices.BinarySearch(live, p.gen)
-	if needed {
+	if needed && ours {
 		return nil
 	}
 	var err error
 	switch {
-	case !ours: // released with its handle
+	case !ours: // the root has let go of the whole handle, and a crash came before it was dropped
+		err = v.d.maps.DropVolume(p.handle)
+	case p.gen == 0:
+		return v.behead(p)
 	case !isHead && len(live) == 0:
 		return v.dropBranch(p)
 	default:
