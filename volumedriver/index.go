@@ -225,7 +225,7 @@ type record struct {
 	loc              writelog.Loc
 	crc              uint32   // of the only block
 	crcs             []uint32 // of each block, if more than one
-	batch            uint64 // of the log
+	batch            uint64   // of the log
 	kind             writelog.Kind
 	flags            uint8
 	key              uint16

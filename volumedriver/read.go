@@ -22,7 +22,7 @@ type plan struct {
 	at   [planBlocks]where // seq 0: not in the log
 	refs [planBlocks]blockmap.Ref
 	crcs [planBlocks]uint32 // scratch
-	edge [blockSize]byte // for the blocks of which only a part is wanted
+	edge [blockSize]byte    // for the blocks of which only a part is wanted
 }
 
 var plans = sync.Pool{New: func() any { return new(plan) }}

@@ -94,9 +94,9 @@ type Volume struct {
 	closed bool
 	freed  sync.Cond // on order: a claim ended
 
-	encrypted atomic.Bool // has keys
-	logKey    *logKey     // for new records, once it is known; guarded by order
-	template  atomic.Bool // takes no writes
+	encrypted atomic.Bool   // has keys
+	logKey    *logKey       // for new records, once it is known; guarded by order
+	template  atomic.Bool   // takes no writes
 	reverting atomic.Bool   // a rollback is in the log and not yet in the map: nothing can be read
 	hurry     atomic.Uint64 // somebody waits until records up to this one are on the backend
 	snapping  sync.Mutex    // one change of the list of snapshots at a time; taken before order
