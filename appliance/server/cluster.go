@@ -32,6 +32,9 @@ type network struct {
 // openControl opens this node's part of the cluster and returns when it has caught up. Where there is no node port, as in a
 // rebuild, the node has to be a cluster of one.
 func (b *base) openControl(ctx context.Context) error {
+	if b.cfg.Unit == UnitGateway {
+		return b.followControl(ctx)
+	}
 	dir := filepath.Join(b.cfg.Data, controlName)
 	id, self, err := raft.Identify(dir)
 	if err != nil {
@@ -58,13 +61,14 @@ func (b *base) openControl(ctx context.Context) error {
 	} else if cluster.HasPeers(dir) {
 		return &UsageError{"this node is one of several and has no node port", "free it, or give --node ADDR"}
 	}
-	if b.raft, err = raft.Open(open); err != nil {
+	if b.node, err = raft.Open(open); err != nil {
 		return err
 	}
+	b.raft = b.node
 	if b.network == nil {
 		return nil
 	}
-	b.network.Attach(b.raft)
+	b.network.Attach(b.node)
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	b.network.stop = stop
 	go func() {
@@ -79,12 +83,12 @@ func (b *base) caughtUp(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	for {
-		err := b.raft.Ready(ctx)
+		err := b.node.Ready(ctx)
 		switch {
 		case err == nil:
 			return nil
-		case b.raft.Err() != nil:
-			return b.raft.Err()
+		case b.node.Err() != nil:
+			return b.node.Err()
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case !errors.Is(err, raft.ErrUnavailable):
@@ -117,19 +121,22 @@ const handOnTimeout = 2 * time.Second
 
 // handOn gives the lead to another voter, so that the cluster need not notice that this node is gone.
 func (b *base) handOn() {
-	servers, err := b.raft.Servers()
+	if b.node == nil {
+		return
+	}
+	servers, err := b.node.Servers()
 	voters := 0
 	for _, s := range servers {
 		if s.Voter {
 			voters++
 		}
 	}
-	if err != nil || voters < 2 || !b.raft.IsLeader() || b.raft.Err() != nil {
+	if err != nil || voters < 2 || !b.node.IsLeader() || b.node.Err() != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), handOnTimeout)
 	defer cancel()
-	if err := b.raft.TransferLeadership(ctx); err != nil {
+	if err := b.node.TransferLeadership(ctx); err != nil {
 		b.cfg.Log.Warn("the lead could not be handed on", "err", err)
 	}
 }
@@ -276,7 +283,7 @@ type NodeStatus struct {
 
 // controlServer serves the control socket.
 func (b *base) controlServer() *replica.Server {
-	s := replica.NewServer(b.raft, b.cfg.Log.With("component", component(b.raft.Cluster(), b.raft.ID(), "control")))
+	s := replica.NewServer(b.node, b.cfg.Log.With("component", component(b.raft.Cluster(), b.raft.ID(), "control")))
 	const small = 4 << 10
 	s.Handle("token", small, func(ctx context.Context, body []byte) (any, error) {
 		var r TokenRequest
@@ -295,7 +302,7 @@ func (b *base) controlServer() *replica.Server {
 }
 
 func (b *base) clusterStatus(ctx context.Context) (ClusterStatus, error) {
-	st := ClusterStatus{Cluster: b.raft.Cluster(), Self: b.raft.ID(), Leader: b.raft.Leader()}
+	st := ClusterStatus{Cluster: b.raft.Cluster(), Self: b.raft.ID(), Leader: b.node.Leader()}
 	var members []cluster.Member
 	if b.network != nil {
 		var err error

@@ -11,7 +11,7 @@
 //	    | "varvefol" | cluster 16 | node 16 | then frames:   | kind 1 | index 8 BE | length 8 BE | bytes |
 //	kind S   the state (state.Snapshot), first
 //	kind E   a command that was applied after it, in order
-//	kind H   nothing: control is alive
+//	kind H   control is alive, and leads (index 1) or not (0)
 //
 // A copy that fell behind, or whose connection broke, begins anew with S. Entries are applied by the same code as in control, so
 // the copy has the same content at the same index.
@@ -51,6 +51,7 @@ const (
 	kindEntry     = 'E'
 	kindAlive     = 'H'
 	aliveEvery    = 2 * time.Second
+	lookEvery     = 200 * time.Millisecond
 	silenceMax    = 10 * time.Second
 	stateBytesMax = 16 << 30
 	drainTimeout  = 2 * time.Second
@@ -145,17 +146,28 @@ func (s *Server) follow(w http.ResponseWriter, r *http.Request) {
 	if err := out.Flush(); err != nil {
 		return
 	}
-	alive := time.NewTicker(aliveEvery)
-	defer alive.Stop()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	var told time.Time
+	var leads uint64
 	for err == nil {
+		var now uint64
+		if s.node.IsLeader() {
+			now = 1
+		}
+		if now != leads || time.Since(told) > aliveEvery {
+			leads, told = now, time.Now()
+			if err := send(kindAlive, leads, nil); err != nil {
+				return
+			}
+		}
 		select {
 		case u, ok := <-feed.Updates():
 			if !ok {
 				return
 			}
 			err = send(kindEntry, u.Index, u.Entry)
-		case <-alive.C:
-			err = send(kindAlive, 0, nil)
+		case <-look.C:
 		case <-r.Context().Done():
 			return
 		}
@@ -190,6 +202,7 @@ type Client struct {
 	applied       uint64
 	ready         bool
 	connected     bool
+	leads         bool
 	changed       chan struct{}
 }
 
@@ -296,6 +309,9 @@ func (c *Client) followOnce(ctx context.Context) error {
 		index, n := binary.BigEndian.Uint64(frame[1:]), binary.BigEndian.Uint64(frame[9:])
 		switch frame[0] {
 		case kindAlive:
+			c.mu.Lock()
+			c.leads = index == 1
+			c.mu.Unlock()
 		case kindState:
 			if n > stateBytesMax {
 				return fmt.Errorf("follow control: a state of %d bytes", n)
@@ -431,4 +447,11 @@ func (c *Client) patient(ctx context.Context, name string, body []byte, answer a
 		case <-time.After(retryPause):
 		}
 	}
+}
+
+// IsLeader says whether this node's control leads, as far as is known.
+func (c *Client) IsLeader() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.connected && c.leads
 }
