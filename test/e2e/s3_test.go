@@ -55,7 +55,7 @@ func TestS3Kills(t *testing.T) {
 		rough := []*s3test.Added{
 			f.Add(s3test.Spoil{Rate: 0.03, Status: 503, Code: "SlowDown"}), f.Add(s3test.Spoil{Rate: 0.03, Drop: true}),
 			f.Add(s3test.Spoil{Rate: 0.03, LostReply: true}), f.Add(s3test.Spoil{Method: "PUT", Rate: 0.05, Error200: true, Applied: true}),
-			f.Add(s3test.Spoil{Method: "GET", Rate: 0.03, Truncate: true}), f.Add(s3test.Spoil{Method: "GET", Key: "/v/", Rate: 0.02, Flip: true}),
+			f.Add(s3test.Spoil{Method: "GET", Rate: 0.03, Truncate: true}), f.Add(s3test.Spoil{Method: "GET", Key: "/v/", Rate: 0.004, Flip: true}),
 		}
 		for _, a := range rough {
 			defer a.Remove()
