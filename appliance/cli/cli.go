@@ -114,7 +114,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not allowed, 6
 	f.StringVar(&e.ca, "ca", e.std.Getenv("VARVE_CA"), "`FILE` with the CA certificate of the appliance (its DATA/tls has it)")
 	f.StringVarP(&e.output, "output", "o", outputTable, "output `FORMAT`: table, json or yaml")
 	f.DurationVar(&e.timeout, "timeout", 5*time.Minute, "give up on a call to the appliance after this time")
-	root.AddCommand(e.serveCommand(), e.vpoolCommand(), e.vdiskCommand(), e.nodeCommand(), e.clusterCommand(), e.statusCommand(),
+	root.AddCommand(e.serveCommand(), e.gatewayCommand(), e.controlCommand(), e.vpoolCommand(), e.vdiskCommand(), e.nodeCommand(), e.clusterCommand(), e.statusCommand(),
 		e.doctorCommand(), e.explainCommand(), e.rebuildCommand(), e.versionCommand())
 	root.AddCommand(e.accessCommands()...)
 	root.AddCommand(e.snapshotCommands()...)

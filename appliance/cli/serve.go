@@ -26,7 +26,7 @@ const configName = "config.json"
 // serveFlags are the flags of serve, each with its name as key in DATA/config.json and as VARVE_NAME in the environment.
 type serveFlags struct {
 	nbd, nfs, https, portmap, nbdTLS string
-	node                             string
+	node, unit                       string
 	logSize, mapSize, scoSize        string
 	cacheDir, cacheBytes, cacheRAM   string
 	s3                               string
@@ -35,8 +35,11 @@ type serveFlags struct {
 	logLevel                         string
 }
 
-func (e *env) serveCommand() *cobra.Command {
-	var f serveFlags
+func (e *env) serveCommand() *cobra.Command { return e.serveUnit(server.UnitAll) }
+
+// serveUnit is serve, or the part of it that runs beside varve control.
+func (e *env) serveUnit(unit string) *cobra.Command {
+	f := serveFlags{unit: unit}
 	c := &cobra.Command{
 		Use: "serve --data DIR", Short: "Run an appliance", Args: cobra.NoArgs,
 		Long: `Run an appliance on DIR. A fresh DIR is initialised: a cluster of one, certificates, vPool "default" on DIR/backend/default, and an
@@ -83,7 +86,7 @@ func (e *env) serve(cmd *cobra.Command, f *serveFlags) error {
 	}
 	cfg.Log = e.logger(level)
 	cfg.NBD, cfg.NFS, cfg.HTTPS, cfg.Portmap, cfg.NBDTLS, cfg.DrainTime = f.nbd, f.nfs, f.https, f.portmap, f.nbdTLS, f.drain
-	cfg.Node = f.node
+	cfg.Node, cfg.Unit = f.node, f.unit
 	err = server.Serve(cmd.Context(), cfg, func(s server.Summary) { e.printSummary(s) })
 	return e.startFailure("serve", err)
 }

@@ -89,8 +89,9 @@ type base struct {
 	doors   *listeners // nil in a rebuild
 	metrics *prometheus.Registry
 	tls     *pki.Server
-	network *network // nil without a node port
-	raft    *raft.Node
+	network *network   // nil without a node port
+	node    *raft.Node // nil in the gateway unit
+	raft    controlNode
 	driver  *volumedriver.Driver
 	volumes *exports.Volumes
 	secrets *secrets.Store
@@ -297,7 +298,7 @@ func (b *base) nodeSpec(l *listeners) state.NodeSpec {
 		}
 		return ""
 	}
-	return state.NodeSpec{Name: node.HostName(), Role: state.RoleMaster, Peer: address(l.node), NBD: address(l.nbd), NFS: address(l.nfs),
+	return state.NodeSpec{Name: node.HostName(), Role: state.RoleMaster, Peer: b.peer(address(l.node)), NBD: address(l.nbd), NFS: address(l.nfs),
 		HTTPS: address(l.https), Version: b.cfg.Version}
 }
 

@@ -19,6 +19,8 @@ const NodeDefault = "default"
 // Config of an appliance. Data is required; zero values elsewhere take the defaults named.
 type Config struct {
 	Data string
+	// Unit is which part of the appliance this process is; all of it by default.
+	Unit string
 
 	NBD     string // ":10809"; "off" for none
 	NFS     string // ":2049"

@@ -27,11 +27,19 @@ func openListeners(cfg Config) (*listeners, error) {
 		return nil, fmt.Errorf("take sockets from systemd: %w", err)
 	}
 	l := &listeners{}
-	l.apiSocket, err = api.ListenUnix(APISocket(cfg.Data))
-	if err == nil {
+	switch cfg.Unit {
+	case UnitGateway:
+		cfg.Node = Off
+	case UnitControl:
+		cfg.NBD, cfg.NFS, cfg.HTTPS = Off, Off, Off
+	}
+	if cfg.Unit != UnitControl {
+		l.apiSocket, err = api.ListenUnix(APISocket(cfg.Data))
+	}
+	if err == nil && cfg.Unit != UnitControl {
 		l.nbdLocal, err = api.ListenUnix(NBDSocket(cfg.Data))
 	}
-	if err == nil {
+	if err == nil && cfg.Unit != UnitGateway {
 		l.control, err = api.ListenUnix(ControlSocket(cfg.Data))
 	}
 	for _, s := range []struct {

@@ -220,7 +220,9 @@ func (a *appliance) serve(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return named("vDisk controller", a.vdisks.Run(ctx)) })
 	a.automation.run(ctx, g, a)
 	g.Go(func() error { return named("API", a.api.Serve(ctx, a.doors.apiSocket, nil)) })
-	g.Go(func() error { return named("control socket", a.controlServer().Serve(ctx, a.doors.control)) })
+	if a.node != nil {
+		g.Go(func() error { return named("control socket", a.controlServer().Serve(ctx, a.doors.control)) })
+	}
 	for _, ln := range a.doors.https {
 		g.Go(func() error { return named("API", a.api.Serve(ctx, ln, a.tls.TLS())) })
 	}
