@@ -188,6 +188,7 @@ func (c *cluster) run(b *jobs.Broker, typ string, args schedule.Args) {
 		c.t.Fatal(err)
 	}
 	time.Sleep(time.Minute)
+	synctest.Wait()
 }
 
 func (c *cluster) tasks(typ string) (out []state.Task) {
