@@ -10,6 +10,7 @@ import (
 	"varve/control/state"
 	"varve/volumedriver/backend"
 	"varve/volumedriver/cache"
+	"varve/volumedriver/sco"
 )
 
 // ReadCache is the node's read cache for vPools whose backend is not on a disk of this node, where the system's page cache does
@@ -57,12 +58,22 @@ func (r *ReadCache) open() (*cache.Cache, error) {
 	if cfg.RAMBytes <= 0 && cfg.Bytes <= 0 {
 		return nil, nil
 	}
+	cfg.Successor = nextSCO
 	c, err := cache.Open(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open read cache: %w", err)
 	}
 	r.log.Info("read cache opened", "ram", cfg.RAMBytes, "disk", cfg.Bytes, "dir", cfg.Dir)
 	return c, nil
+}
+
+// nextSCO names the SCO that was most likely made right after another, with what was written right after.
+func nextSCO(name string) string {
+	volume, epoch, seq, _, err := sco.ParseName(name)
+	if err != nil {
+		return ""
+	}
+	return sco.Name(volume, epoch, seq+1, 0)
 }
 
 // Stats tells of the cache, if it is open.

@@ -21,7 +21,8 @@
 // Calls of the classes scrub and replication go to the backend itself: a scrub verifies what is there, and neither should evict.
 //
 // Reading ahead: each open object has a detector of sequential streams (stream.go), which asks for 256 KiB to 8 MiB ahead. Such
-// flights have their own, smaller share of the requests in flight. The core, which knows what comes after an object's end, can ask for more by
+// flights have their own, smaller share of the requests in flight. Near an object's end they go on with its successor, if the Config names
+// one. The core, which knows what comes after an object's end, can ask for more by
 // Prefetch. A Recorder notes what is read in a time, such as a boot; PrefetchTrace fetches it for the next clone.
 //
 // # On the SSD
@@ -49,6 +50,7 @@
 package cache
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -89,6 +91,9 @@ type Config struct {
 	// KeepWrites puts objects on the SSD when they are put on the backend, as far as the SSD keeps up.
 	KeepWrites bool
 	IndexEvery time.Duration // 5 min
+	// Successor names the object that a sequential reader will most likely go on with when it comes to the end of another, "" if
+	// that is not known. nil: never known.
+	Successor func(name string) string
 
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // may be nil
@@ -224,8 +229,12 @@ func (c *Cache) lineAt(off int64) uint32 { return uint32(off / c.line) }
 // Prefetcher, Tracer and Holder, its objects Scanner and Discarder. Closing it closes b.
 func (c *Cache) Wrap(pool uuid.UUID, b backend.Backend) backend.Backend {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &store{c: c, inner: b, pool: pool, ctx: ctx, cancel: cancel, flights: make(map[uint64]*flight), chains: make(map[string]int64)}
+	return &store{c: c, inner: b, pool: pool, ctx: ctx, cancel: cancel, flights: make(map[uint64]*flight), chains: make(map[string]int64),
+		opened: make(map[uint32]*opened), idle: list.New()}
 }
+
+// windowBytes is how far to read ahead at most.
+func (c *Cache) windowBytes() int64 { return max(c.line, min(windowMax, c.cfg.RAMBytes/windowPart)) }
 
 // Prefetcher fetches what will be read soon.
 type Prefetcher interface {

@@ -24,13 +24,13 @@ type object struct {
 	traced  atomic.Pointer[traced]
 
 	opening chan struct{} // held by who opens inner
-	inner   atomic.Pointer[backend.Object]
+	inner   atomic.Pointer[opened]
 }
 
 // open gives the backend's object, opened when it is first needed.
 func (o *object) open(ctx context.Context) (backend.Object, error) {
-	if p := o.inner.Load(); p != nil {
-		return *p, nil
+	if in := o.inner.Load(); in != nil {
+		return in.inner, nil
 	}
 	select {
 	case o.opening <- struct{}{}:
@@ -38,8 +38,12 @@ func (o *object) open(ctx context.Context) (backend.Object, error) {
 		return nil, ctx.Err()
 	}
 	defer func() { <-o.opening }()
-	if p := o.inner.Load(); p != nil {
-		return *p, nil
+	if in := o.inner.Load(); in != nil {
+		return in.inner, nil
+	}
+	if in := o.s.use(o.id); in != nil {
+		o.inner.Store(in)
+		return in.inner, nil
 	}
 	inner, err := o.s.inner.Open(ctx, o.name)
 	if err != nil {
@@ -52,8 +56,9 @@ func (o *object) open(ctx context.Context) (backend.Object, error) {
 		o.s.forget(o.name)
 		return nil, errors.Join(fmt.Errorf("object %s has %d bytes, and had %d when it was cached", o.name, inner.Size(), o.size), inner.Close())
 	}
-	o.inner.Store(&inner)
-	return inner, nil
+	in := o.s.share(o.id, inner)
+	o.inner.Store(in)
+	return in.inner, nil
 }
 
 func (o *object) retain() { o.refs.Add(1) }
@@ -62,9 +67,9 @@ func (o *object) release() error {
 	if o.refs.Add(-1) > 0 {
 		return nil
 	}
-	o.s.c.reg.close(o.id)
-	if p := o.inner.Load(); p != nil {
-		return (*p).Close()
+	defer o.s.c.reg.close(o.id)
+	if in := o.inner.Load(); in != nil {
+		return o.s.unuse(in)
 	}
 	return nil
 }
@@ -130,6 +135,11 @@ func (o *object) touch(off, n int64, scan bool) Hint {
 	}
 	if h.To > h.From {
 		o.s.ahead(o, h.From, h.To, h.Scan)
+	}
+	if h.Beyond > 0 && o.s.c.cfg.Successor != nil {
+		if next := o.s.c.cfg.Successor(o.name); next != "" {
+			o.s.prefetch(next, 0, min(h.Beyond, o.s.c.windowBytes()), h.Scan)
+		}
 	}
 	return h
 }

@@ -88,7 +88,9 @@ func TestSequentialReadIsAhead(t *testing.T) {
 		inFlight.Add(-1)
 	}
 	const objects, size = 3, 16 * mib
-	c := mustOpen(t, Config{RAMBytes: 64 * mib})
+	c := mustOpen(t, Config{RAMBytes: 256 * mib, Successor: func(name string) string {
+		return fmt.Sprintf("v/a/%c", name[len(name)-1]+1)
+	}})
 	b := c.Wrap(poolID, mem)
 	var all [][]byte
 	for i := range objects {
@@ -103,11 +105,11 @@ func TestSequentialReadIsAhead(t *testing.T) {
 		check(t, o.Close())
 	}
 	took := time.Since(started)
-	// Alone, 384 reads of 128 KiB would take 7.7 s.
-	if took > 2500*time.Millisecond || most.Load() > aheadMax+1 {
-		t.Errorf("%v, %d requests at once", took, most.Load())
+	// Alone, 384 reads of 128 KiB would take 7.7 s. The one after the last is asked for in vain.
+	if took > 2500*time.Millisecond || most.Load() > 2*aheadMax || mem.opens.Load() > objects+2 {
+		t.Errorf("%v, %d requests at once, %d opens", took, most.Load(), mem.opens.Load())
 	}
-	t.Logf("48 MiB in %v, %d requests, at most %d at once", took, mem.reads.Load(), most.Load())
+	t.Logf("48 MiB in %v, %d requests, at most %d at once, %d opens", took, mem.reads.Load(), most.Load(), mem.opens.Load())
 	check(t, b.Close())
 	check(t, c.Close())
 }
@@ -154,10 +156,10 @@ func TestScanLeavesTheHotSet(t *testing.T) {
 		old := newLRU(room / line)
 		p, big := make([]byte, line), make([]byte, 64*kib)
 		hits, lruHits, reads, scanned := 0, 0, 0, 0
-		for i := range 120_000 {
+		for i := range 80_000 {
 			l := place[z.draw(rnd)]
 			o, off := handles[l/perObject], int64(l%perObject)*int64(line)
-			counted := i > 40_000
+			counted := i > 30_000
 			cached := b.(*store).cached(o, c.lineAt(off))
 			check(t, o.ReadAt(t.Context(), p, off))
 			inLRU := old.touch(l)
@@ -192,7 +194,7 @@ func TestScanLeavesTheHotSet(t *testing.T) {
 	unseen, _ := run(true, 1<<40) // the scan is not recognised: the policy alone
 	t.Logf("hit ratio of a zipf guest, cache 1/16 of the data: alone %.3f (LRU %.3f), beside a scan %.3f (LRU %.3f), policy alone %.3f",
 		alone, lruAlone, beside, lruBeside, unseen)
-	if beside < alone-0.05 || beside < lruBeside+0.15 || alone < lruAlone-0.01 {
+	if beside < alone-0.07 || beside < lruBeside+0.15 || alone < lruAlone-0.01 {
 		t.Errorf("alone %.3f, beside a scan %.3f; LRU %.3f, %.3f", alone, beside, lruAlone, lruBeside)
 	}
 }

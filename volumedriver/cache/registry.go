@@ -86,7 +86,14 @@ func (r *registry) newLocked(h objectHash, size int64) uint32 {
 	return id
 }
 
-// close ends one open.
+// use refers to an object that is referred to already.
+func (r *registry) use(id uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all[id].refs++
+}
+
+// close ends one open, add or use.
 func (r *registry) close(id uint32) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,8 @@ type store struct {
 	flights map[uint64]*flight // by line
 	chains  map[string]int64   // volume prefix -> bytes that a sequential reader had read when it reached an object's end
 	closed  bool
+	opened  map[uint32]*opened // open on the backend, by number
+	idle    *list.List         // of those that nobody uses, the latest first
 }
 
 // Put puts. What was known of an object of that name was of another that is gone. If the cache keeps writes, what was put goes to
@@ -105,7 +108,7 @@ func (s *store) openObject(ctx context.Context, name string) (*object, error) {
 	h := hashOf(s.pool, name)
 	o := &object{s: s, name: name, hash: h, opening: make(chan struct{}, 1)}
 	o.refs.Store(1)
-	o.streams.ScanBytes, o.streams.WindowBytes = s.c.cfg.ScanBytes, min(windowMax, s.c.cfg.RAMBytes/windowPart)
+	o.streams.ScanBytes, o.streams.WindowBytes = s.c.cfg.ScanBytes, s.c.windowBytes()
 	if backend.ClassOf(ctx) == backend.Foreground {
 		if id, size, ok := s.c.reg.open(h); ok {
 			o.id, o.size = id, size
@@ -119,9 +122,13 @@ func (s *store) openObject(ctx context.Context, name string) (*object, error) {
 		}
 		return nil, err
 	}
-	o.inner.Store(&inner)
 	o.size = inner.Size()
 	o.id = s.c.reg.add(h, o.size)
+	if backend.ClassOf(ctx) == backend.Foreground {
+		o.inner.Store(s.share(o.id, inner))
+	} else {
+		o.inner.Store(s.private(o.id, inner))
+	}
 	return o, nil
 }
 
@@ -156,6 +163,7 @@ func (s *store) forget(name string) {
 		s.c.ram.drop(key, false)
 		s.c.ssd.drop(key)
 	}
+	s.dismiss(id)
 	s.c.reg.close(id)
 }
 
@@ -174,7 +182,7 @@ func (s *store) Close() error {
 	s.mu.Unlock()
 	s.cancel()
 	s.wg.Wait()
-	return s.inner.Close()
+	return errors.Join(s.closeIdle(), s.inner.Close())
 }
 
 // Held implements Holder.
@@ -202,7 +210,9 @@ func (s *store) Held(name string, off, n int64) (ram, disk int64) {
 func (s *store) Unwrap() backend.Backend { return s.inner }
 
 // Prefetch implements Prefetcher.
-func (s *store) Prefetch(name string, off, n int64) {
+func (s *store) Prefetch(name string, off, n int64) { s.prefetch(name, off, n, false) }
+
+func (s *store) prefetch(name string, off, n int64, scan bool) {
 	if off < 0 || n <= 0 || backend.CheckName(name) != nil || !s.roomAhead() {
 		return
 	}
@@ -220,7 +230,7 @@ func (s *store) Prefetch(name string, off, n int64) {
 		}
 		defer o.release()
 		if off < o.size {
-			s.ahead(o, off, min(off+n, o.size), false)
+			s.ahead(o, off, min(off+n, o.size), scan)
 		}
 	})
 }
@@ -229,22 +239,24 @@ func (s *store) roomAhead() bool { return s.c.ram != nil && s.c.ahead.Load() < a
 
 // ahead starts flights for what is not cached of a range inside an object.
 func (s *store) ahead(o *object, from, to int64, scan bool) {
-	if !s.roomAhead() || to <= from {
+	if to <= from {
 		return
 	}
 	last := s.c.lineAt(to - 1)
-	for line := s.c.lineAt(from); line <= last; line++ {
+	for line := s.c.lineAt(from); line <= last && s.roomAhead(); {
 		n := uint32(0)
 		for line+n <= last && !s.cached(o, line+n) {
 			n++
 		}
 		if n == 0 {
+			line++
 			continue
 		}
-		if _, covered, err := s.fly(o, line, n, scan, false, false); err != nil || covered < n {
+		_, covered, err := s.fly(o, line, n, scan, false, false)
+		if err != nil {
 			return
 		}
-		line += n
+		line += covered // 0 if it came meanwhile, or there is no room
 	}
 }
 

@@ -13,6 +13,9 @@ const (
 	streamRecent   = 1 << 20 // bytes over which density is judged
 	windowMin      = 256 << 10
 	windowMax      = 8 << 20
+	windowSteps    = 8         // in so many steps a window moves on
+	beyondFrom     = 1 << 20   // bytes after which a stream is expected to go on beyond the limit
+	endSlack       = 64 << 10  // a stream that comes this near the end has reached it: objects may end with what is not read
 	earlyStart     = 256 << 10 // a stream that starts this near an object's start may go on where another object ended
 )
 
@@ -42,6 +45,7 @@ type stream struct {
 	early       bool   // it began near the start
 	found       bool
 	ended       bool
+	beyond      int // how often what follows was asked for
 }
 
 // near tells whether a read may belong to the stream.
@@ -82,6 +86,7 @@ type Hint struct {
 	Sequential bool
 	Scan       bool  // part of a long sequential run
 	From, To   int64 // what to read ahead now; nothing if equal
+	Beyond     int64 // how much to read ahead of what follows the limit; told twice of a stream
 
 	run   int64
 	found bool // a stream that began near the start is sequential, as is seen now
@@ -128,16 +133,19 @@ func (s *Streams) Touch(off, n, limit int64) Hint {
 	}
 	h := Hint{Sequential: true, Scan: t.run >= scan, run: t.run, found: t.early && !t.found}
 	t.found = true
-	if t.next >= limit && !t.ended {
+	if t.next >= limit-endSlack && !t.ended {
 		t.ended, h.ended = true, true
 	}
 	t.ahead = max(t.ahead, t.next)
-	if t.ahead-t.next <= t.window/2 && t.ahead < limit {
+	if left := t.ahead - t.next; left <= t.window-min(t.window, max(windowMin, t.window/windowSteps)) && t.ahead < limit || t.window == 0 {
 		most := s.WindowBytes
 		if most == 0 {
 			most = windowMax
 		}
-		t.window = min(max(windowMin, 2*t.window), most)
+		if left <= t.window/2 { // it catches up
+			t.window *= 2
+		}
+		t.window = min(max(windowMin, t.window, t.run), most)
 		h.From, h.To = t.ahead, min(t.next+t.window, limit)
 		if h.To <= h.From {
 			h.From, h.To = 0, 0
@@ -145,16 +153,32 @@ func (s *Streams) Touch(off, n, limit int64) Hint {
 			t.ahead = h.To
 		}
 	}
+	// First only the start of what follows, so that it has been looked up when the rest is wanted.
+	if t.run >= beyondFrom {
+		switch left := limit - t.next; {
+		case left < t.window && t.beyond < 2:
+			t.beyond, h.Beyond = 2, t.window
+		case left < 2*t.window && t.beyond < 1:
+			t.beyond, h.Beyond = 1, 1
+		}
+	}
 	return h
 }
 
-// inherit tells that the stream that has just been found goes on from elsewhere, where it had run that many bytes.
+// inherit tells that the stream that has just been found goes on from elsewhere, where it had run that many bytes. It need not work
+// its way up to a large window again.
 func (s *Streams) inherit(run int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range s.all {
 		if t := &s.all[i]; t.used == s.clock && t.found {
 			t.run += run
+			if run >= beyondFrom {
+				t.window = windowMax
+				if s.WindowBytes > 0 {
+					t.window = min(windowMax, s.WindowBytes)
+				}
+			}
 			return
 		}
 	}
