@@ -47,6 +47,8 @@ A bucket is named ` + s3Help,
 	c.Flags().StringVar(&spec.Backend, "backend", "", "where the objects are kept: local:///absolute/directory, or s3://bucket/prefix?endpoint=…&region=…")
 	bucket.add(c.Flags())
 	c.Flags().StringSliceVar(&spec.Clients, "client", nil, "`NETWORK` that may mount it, as 10.0.0.0/8; repeatable (default: private networks)")
+	c.Flags().StringVar(&spec.Compression, "compression", "", "`CODEC` of what is stored: none, s2 or zstd (default: none on a directory, s2 in a bucket)")
+	c.Flags().BoolVar(&spec.Encrypt, "encrypt", false, "give each vDisk a key of its own, and encrypt objects and log with it")
 	must(c.MarkFlagRequired("backend"))
 	return c
 }

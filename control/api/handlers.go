@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -111,7 +112,7 @@ func (a customerAPI) CreateVPool(ctx context.Context, r v1.CreateVPoolRequestObj
 		return nil, wouldDo("makes vPool "+in.Name, []string{"NFS export /" + in.Name, "its objects on " + vpool.URL(b)}, nil, nil, "")
 	}
 	p, err := a.cfg.VPools.Create(ctx, vpool.Spec{Name: in.Name, Backend: in.Backend, Clients: in.Clients, CA: in.CA,
-		Keys: vpool.Keys{Access: in.Credentials.AccessKey, Secret: in.Credentials.SecretKey}, AllowUnsafe: in.AllowUnsafe})
+		Keys: vpool.Keys{Access: in.Credentials.AccessKey, Secret: in.Credentials.SecretKey}, AllowUnsafe: in.AllowUnsafe, Compression: in.Compression, Encrypt: in.Encrypt})
 	return v1.CreateVPool201JSONResponse{Body: toVPool(p), Headers: v1.CreateVPool201ResponseHeaders{ETag: etag(p.Rev),
 		Location: location("vpools", p.Name)}}, err
 }
@@ -439,6 +440,7 @@ func toVPool(p vpool.VPool) v1.VPool {
 		clients = []string{}
 	}
 	return v1.VPool{Name: p.Name, ID: p.ID, Backend: vpool.URL(p.Backend), Clients: clients, Class: p.Class,
+		Compression: cmp.Or(p.Compression, "none"), Encrypted: p.Encrypted,
 		VDisks: p.Disks, Files: p.Files, Deleting: p.Deleting, Total: v1.Size(p.Space.Total), Free: v1.Size(p.Space.Free),
 		Stored: v1.Size(p.Space.Stored), Findings: findings(p.Findings), Created: utc(p.Created), Rev: p.Rev}
 }

@@ -975,12 +975,16 @@ type VPool struct {
 	Class string `json:"class"`
 
 	// Clients Networks that may mount it
-	Clients []string  `json:"clients"`
-	Created time.Time `json:"created"`
+	Clients []string `json:"clients"`
+
+	// Compression Of what is stored: none, s2 or zstd
+	Compression string    `json:"compression,omitempty"`
+	Created     time.Time `json:"created"`
 
 	// Deleting Deleted files that still take space
-	Deleting int `json:"deleting"`
-	Files    int `json:"files"`
+	Deleting  int  `json:"deleting"`
+	Encrypted bool `json:"encrypted,omitempty"`
+	Files     int  `json:"files"`
 
 	// Findings What the probe of its backend found, in the answer to a create
 	Findings map[string]string  `json:"findings,omitempty"`
@@ -1005,9 +1009,15 @@ type VPoolCreate struct {
 	CA      string   `json:"ca,omitempty"`
 	Clients []string `json:"clients,omitzero"`
 
+	// Compression Of what is stored: none, s2 or zstd; none on a directory and s2 in a bucket if left out
+	Compression string `json:"compression,omitempty"`
+
 	// Credentials Credentials of a bucket; kept sealed, never told
 	Credentials Credentials `json:"credentials,omitzero"`
-	Name        string      `json:"name"`
+
+	// Encrypt Each vDisk gets a key of its own; what is stored and what is in the log is encrypted
+	Encrypt bool   `json:"encrypt,omitempty"`
+	Name    string `json:"name"`
 }
 
 // VPoolList defines model for VPoolList.
