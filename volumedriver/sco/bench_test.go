@@ -163,3 +163,28 @@ func BenchmarkFrameSize(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkLBA looks up the address and the checksum of one block, as every read does, in an object of single blocks written
+// at random, and tells the size of its table.
+func BenchmarkLBA(b *testing.B) {
+	for _, gap := range []uint64{1, 65536} {
+		b.Run(fmt.Sprintf("gap-%d", gap), func(b *testing.B) {
+			builder := benchBuilder(b, Options{}, benchData[0].kind, gap)
+			if _, err := builder.Finish(); err != nil {
+				b.Fatal(err)
+			}
+			table := builder.Header().Table()
+			x := uint32(0)
+			for b.Loop() {
+				x = (x + 1009) % MaxBlocks
+				if lba, ok := table.LBA(x); !ok || lba != uint64(x)*gap {
+					b.Fatal(lba)
+				}
+				if _, ok := table.CRCOf(x); !ok {
+					b.Fatal("no checksum")
+				}
+			}
+			b.ReportMetric(float64(table.Bytes())/MaxBlocks, "B/block")
+		})
+	}
+}

@@ -22,7 +22,8 @@ const (
 	tagBytes    = 16
 	listsFrame  = 1<<32 - 1
 	aadBytes    = 16 + 8 + 8 + 4 + seal.SaltBytes
-	minSaving   = 8    // a frame is compressed if that saves 1/8
+	minSaving   = 8 // a frame is compressed if that saves 1/8
+	offEvery    = 16
 	sampleBytes = 1024 // of a frame, looked at before it is compressed
 )
 
@@ -77,7 +78,7 @@ type frames struct {
 	log2      uint8    // of the blocks in a frame, all but the last
 	alignLog2 uint8    // of the header's size
 	stored    []uint32 // of each frame, the codec in the highest byte; nil: blocks lie directly one after the other
-	off       []uint32 // of each frame from the beginning of the data; set by check
+	off       []uint32 // of each offEvery-th frame from the beginning of the data; set by check
 	seal      *sealer  // nil: not encrypted
 	salt      [seal.SaltBytes]byte
 }
@@ -115,7 +116,7 @@ func (f *frames) check() error {
 	if f.seal != nil {
 		tag = tagBytes
 	}
-	f.off = make([]uint32, len(f.stored))
+	f.off = make([]uint32, 0, (len(f.stored)+offEvery-1)/offEvery)
 	at := 0
 	for k, s := range f.stored {
 		codec, n, plain := Codec(s>>24), int(s&(1<<24-1)), f.blocksOf(k)*blockio.BlockSize
@@ -125,7 +126,9 @@ func (f *frames) check() error {
 		if codec == None && n != plain+tag || codec != None && (n <= tag || n >= plain+tag) {
 			return fmt.Errorf("SCO frame %d of %d bytes in %d: %w", k, plain, n, ErrFormat)
 		}
-		f.off[k] = uint32(at)
+		if k%offEvery == 0 {
+			f.off = append(f.off, uint32(at))
+		}
 		at += n
 	}
 	if int64(at) != f.bytes {
@@ -141,7 +144,10 @@ func (f *frames) ref(k int) FrameRef {
 		r.Off, r.Stored = f.header+int64(k)<<f.log2*blockio.BlockSize, r.Blocks*blockio.BlockSize
 		return r
 	}
-	r.Off, r.Stored, r.Codec = f.header+int64(f.off[k]), int(f.stored[k]&(1<<24-1)), Codec(f.stored[k]>>24)
+	r.Off, r.Stored, r.Codec = f.header+int64(f.off[k/offEvery]), int(f.stored[k]&(1<<24-1)), Codec(f.stored[k]>>24)
+	for _, s := range f.stored[k-k%offEvery : k] {
+		r.Off += int64(s & (1<<24 - 1))
+	}
 	return r
 }
 

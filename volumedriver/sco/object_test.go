@@ -391,7 +391,7 @@ func TestLargest(t *testing.T) {
 		if err != nil || len(parts[0]) > MaxHeaderBytes || h.ObjectBytes() > MaxObjectBytes {
 			t.Fatal(err, len(parts[0]))
 		}
-		if got := h.Table().Bytes(); got > 17*MaxBlocks {
+		if got := h.Table().Bytes(); got > 11*MaxBlocks {
 			t.Fatalf("table of %d bytes", got)
 		}
 	}

@@ -1,47 +1,154 @@
 package sco
 
 import (
+	"encoding/binary"
 	"fmt"
 	"slices"
-	"sort"
 
 	"varve/volumedriver/blockio"
 )
 
 // Table is what the read path needs of a Header: where a block lies, what its checksum is, and which LBA it was written for.
-// It takes 4 bytes a block, 8 an extent (10 in a compacted SCO) and 8 a frame. Methods may be called concurrently.
+// It takes 4 bytes a block, some 4 an extent and 4 a frame. Methods may be called concurrently.
 type Table struct {
-	base    int64 // of the SCO in its object
-	crc     []uint32
-	first   []uint16 // position of each extent's first block
-	index   []uint16 // its index; nil: all positions are indexes
-	lbaLow  []uint32
-	lbaHigh []uint16
-	frames  frames
+	base   int64 // of the SCO in its object
+	crc    []uint32
+	frames frames
+
+	// Extents in groups of groupExtents: where the first of a group begins, and how all of them are told in coded.
+	groups []extentGroup
+	coded  []byte
+	moved  bool // positions and indexes differ: blocks were left out
+}
+
+const groupExtents = 16
+
+// extentGroup is where a group of extents begins.
+type extentGroup struct {
+	lbaLow   uint32
+	at       uint32 // in Table.coded
+	lbaHigh  uint16
+	position uint16
+	index    uint16
 }
 
 // Table gives the compact form, which shares nothing with h.
+//
+// An extent is coded as varint(gap << 2 | 2 if it has more than one block | 1 if indexes were left out before it), then the
+// number of blocks and of indexes left out, each as a varint if so announced. gap is the number of LBAs since the end of the
+// extent before, 0 for the first of a group, whose LBA, position and index the group has.
 func (h *Header) Table() *Table {
-	t := &Table{
-		crc:     slices.Clone(h.CRC),
-		first:   make([]uint16, len(h.Extents)),
-		lbaLow:  make([]uint32, len(h.Extents)),
-		lbaHigh: make([]uint16, len(h.Extents)),
-		frames:  h.frames,
-	}
+	t := &Table{crc: slices.Clone(h.CRC), frames: h.frames, moved: h.Compacted(),
+		groups: make([]extentGroup, 0, (len(h.Extents)+groupExtents-1)/groupExtents)}
 	t.frames.stored, t.frames.off = slices.Clone(h.frames.stored), slices.Clone(h.frames.off)
-	position := uint32(0)
+	coded := make([]byte, 0, 4*len(h.Extents))
+	position, index, end := uint32(0), uint32(0), uint64(0)
 	for i, e := range h.Extents {
-		t.first[i], t.lbaLow[i], t.lbaHigh[i] = uint16(position), uint32(e.LBA), uint16(e.LBA>>32)
-		position += e.Blocks
+		if i%groupExtents == 0 {
+			t.groups = append(t.groups, extentGroup{uint32(e.LBA), uint32(len(coded)), uint16(e.LBA >> 32), uint16(position), uint16(e.Index)})
+			end, index = e.LBA, e.Index
+		}
+		token := (e.LBA - end) << 2
+		if e.Blocks > 1 {
+			token |= 2
+		}
+		if e.Index > index {
+			token |= 1
+		}
+		coded = binary.AppendUvarint(coded, token)
+		if e.Blocks > 1 {
+			coded = binary.AppendUvarint(coded, uint64(e.Blocks))
+		}
+		if e.Index > index {
+			coded = binary.AppendUvarint(coded, uint64(e.Index-index))
+		}
+		position, index, end = position+e.Blocks, e.Index+e.Blocks, e.LBA+uint64(e.Blocks)
 	}
-	if h.Compacted() {
-		t.index = make([]uint16, len(h.Extents))
-		for i, e := range h.Extents {
-			t.index[i] = uint16(e.Index)
+	t.coded = slices.Clone(coded) // as long as needed
+	return t
+}
+
+// extentWalk goes over extents. What it decodes was coded here, so it needs no checks.
+type extentWalk struct {
+	t                       *Table
+	at, group, left         int // in coded, the next group, extents left in this one
+	lba                     uint64
+	position, index, blocks uint32
+}
+
+// next decodes the next extent into w; false after the last.
+func (w *extentWalk) next() bool {
+	if w.left == 0 {
+		if w.group == len(w.t.groups) {
+			return false
+		}
+		g := &w.t.groups[w.group]
+		w.at, w.lba, w.position, w.index = int(g.at), uint64(g.lbaHigh)<<32|uint64(g.lbaLow), uint32(g.position), uint32(g.index)
+		w.group++
+		w.blocks, w.left = 0, groupExtents
+	}
+	if w.at == len(w.t.coded) {
+		return false
+	}
+	token := w.varint()
+	w.lba += uint64(w.blocks) + token>>2
+	w.position += w.blocks
+	w.index += w.blocks
+	w.blocks = 1
+	if token&2 != 0 {
+		w.blocks = uint32(w.varint())
+	}
+	if token&1 != 0 {
+		w.index += uint32(w.varint())
+	}
+	w.left--
+	return true
+}
+
+func (w *extentWalk) varint() uint64 {
+	coded := w.t.coded[w.at:]
+	v := uint64(coded[0])
+	if v < 0x80 {
+		w.at++
+		return v
+	}
+	v &= 0x7f
+	for i, shift := 1, 7; ; i, shift = i+1, shift+7 {
+		c := coded[i]
+		v |= uint64(c&0x7f) << shift
+		if c < 0x80 {
+			w.at += i + 1
+			return v
 		}
 	}
-	return t
+}
+
+// groupWith finds the last group that begins at or before the block; -1 if there is none.
+func (t *Table) groupWith(index uint32) int {
+	lo, hi := 0, len(t.groups)
+	for lo < hi {
+		if mid := int(uint(lo+hi) >> 1); uint32(t.groups[mid].index) <= index {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	return lo - 1
+}
+
+// extentWith makes w the extent with the block, false if there is none.
+func (t *Table) extentWith(w *extentWalk, index uint32) bool {
+	g := t.groupWith(index)
+	if g < 0 {
+		return false
+	}
+	w.t, w.group = t, g
+	for w.next() {
+		if w.index+w.blocks > index {
+			return w.index <= index
+		}
+	}
+	return false
 }
 
 // Within says that the SCO begins at offset base of its object: it lies in a container. Call it before any other method.
@@ -55,28 +162,12 @@ func (t *Table) Blocks() int { return len(t.crc) }
 
 // Position is the block's place among those that the object holds; false if it holds no such block.
 func (t *Table) Position(index uint32) (uint32, bool) {
-	if t.index == nil {
+	if !t.moved {
 		return index, int(index) < len(t.crc)
 	}
-	i := t.extentAt(index)
-	if i < 0 {
-		return 0, false
-	}
-	position := uint32(t.first[i]) + index - uint32(t.index[i])
-	return position, position < t.end(i)
-}
-
-// extentAt gives the last extent of a compacted SCO that begins at or before index, -1 if there is none.
-func (t *Table) extentAt(index uint32) int {
-	return sort.Search(len(t.index), func(i int) bool { return uint32(t.index[i]) > index }) - 1
-}
-
-// end is the position after the extent's last block.
-func (t *Table) end(extent int) uint32 {
-	if extent+1 < len(t.first) {
-		return uint32(t.first[extent+1])
-	}
-	return uint32(len(t.crc))
+	var w extentWalk
+	ok := t.extentWith(&w, index)
+	return w.position + index - w.index, ok
 }
 
 // CRCOf is the CRC32C of the block's plaintext; false if the object has no such block.
@@ -90,29 +181,26 @@ func (t *Table) CRCOf(index uint32) (uint32, bool) {
 
 // LBA is the address that the block was written for; false if the object has no such block.
 func (t *Table) LBA(index uint32) (uint64, bool) {
-	p, ok := t.Position(index)
-	if !ok {
-		return 0, false
-	}
-	i := sort.Search(len(t.first), func(i int) bool { return uint32(t.first[i]) > p }) - 1
-	return uint64(t.lbaHigh[i])<<32 | uint64(t.lbaLow[i]) + uint64(p) - uint64(t.first[i]), true
+	var w extentWalk
+	ok := t.extentWith(&w, index)
+	return w.lba + uint64(index) - uint64(w.index), ok
 }
 
 // run gives the position of block index and how many of the n blocks from it on lie one after the other; 0: none is there.
 func (t *Table) run(index uint32, n int) (position uint32, blocks int) {
-	if t.index == nil {
+	if !t.moved {
 		return index, max(0, min(n, len(t.crc)-int(index)))
 	}
-	i := t.extentAt(index)
-	if i < 0 {
+	var w extentWalk
+	if !t.extentWith(&w, index) {
 		return 0, 0
 	}
-	position = uint32(t.first[i]) + index - uint32(t.index[i])
-	k := int(t.end(i)) - int(position)
-	for i++; k > 0 && k < n && i < len(t.index) && uint32(t.index[i]) == index+uint32(k); i++ {
-		k = int(t.end(i)) - int(position)
+	position = w.position + index - w.index
+	end := w.index + w.blocks
+	for int(end-index) < n && w.next() && w.index == end {
+		end += w.blocks
 	}
-	return position, max(0, min(n, k))
+	return position, max(0, min(n, int(end-index)))
 }
 
 // Direct says where the block lies in the object, if it can be read as it is, and how many of the n blocks from index on lie
@@ -239,7 +327,7 @@ func (t *Table) readFrames(p []byte, position int, read func(p []byte, off int64
 
 // Bytes is the memory that the table takes, for a cache's accounting.
 func (t *Table) Bytes() int {
-	n := 256 + 4*len(t.crc) + 8*len(t.first) + 2*len(t.index) + 8*len(t.frames.stored)
+	n := 256 + 4*len(t.crc) + 16*len(t.groups) + len(t.coded) + 4*len(t.frames.stored) + 4*len(t.frames.off)
 	if t.frames.seal != nil {
 		n += 2048
 	}
