@@ -46,6 +46,7 @@ import (
 
 	"varve/appliance/exports"
 	"varve/control/api"
+	"varve/control/events"
 	"varve/control/node"
 	"varve/control/pki"
 	"varve/control/raft"
@@ -100,6 +101,7 @@ type base struct {
 	engine  *exports.Engine
 	vpools  *vpool.Controller
 	vdisks  *vdisk.Controller
+	events  *events.Publisher
 	nodes   *node.Controller
 
 	openBackend exports.OpenBackend
@@ -198,7 +200,8 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	b.pools.UseKEKs(func(pool uuid.UUID) ([]byte, error) { return vpool.KEKOf(b.secrets, pool) })
 	b.engine = exports.NewEngine(store, b.volumes)
 	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Node: b.raft.ID(), Engine: poolsHere{b.pools, b.raft.ID()}, Vault: b.secrets, Log: named("vpool")})
-	b.vdisks = vdisk.New(vdisk.Config{Raft: b.raft, Store: store, Engine: b.engine, Mine: b.mine, Log: named("vdisk")})
+	b.events = events.NewPublisher(b.raft, b.raft.ID(), named("events"))
+	b.vdisks = vdisk.New(vdisk.Config{Emit: b.events.Emit, Raft: b.raft, Store: store, Engine: b.engine, Mine: b.mine, Log: named("vdisk")})
 	b.nodes = node.New(b.raft, store, b.raft.ID())
 	return nil
 }

@@ -29,7 +29,6 @@ type automation struct {
 	worker     *jobs.Worker
 	schedules  *schedule.Dispatcher
 	policies   *policy.Controller
-	events     *events.Publisher
 	sinks      *events.Sinks
 	upkeep     *upkeep.Upkeep
 	properties *properties.Cache
@@ -44,10 +43,9 @@ const MemcachedKey = "properties.memcached"
 func (a *appliance) newAutomation(more ...jobs.Type) error {
 	store, log := a.raft.State(), a.logOf
 	m := &automation{}
-	m.events = events.NewPublisher(a.raft, a.raft.ID(), log("events"))
-	m.sinks = events.NewSinks(a.raft, store, a.secrets, m.events, log("events"))
+	m.sinks = events.NewSinks(a.raft, store, a.secrets, a.events, log("events"))
 	m.upkeep = upkeep.New(upkeep.Config{Raft: a.raft, Store: store, Node: a.raft.ID(), Engine: exports.UpkeepEngine{Engine: a.engine},
-		Events: m.events, Health: a.health, Renew: a.tls.Renew, Log: log("upkeep")})
+		Events: a.events, Health: a.health, Renew: a.tls.Renew, Log: log("upkeep")})
 	var err error
 	if m.types, err = jobs.NewTypes(append(m.upkeep.Types(), more...)...); err != nil {
 		return err
@@ -126,7 +124,7 @@ type volumeProperties struct {
 
 // run starts the automation; the leader's duties run where this node leads.
 func (m *automation) run(ctx context.Context, g *errgroup.Group, a *appliance) {
-	g.Go(func() error { return named("events", m.events.Run(ctx)) })
+	g.Go(func() error { return named("events", a.events.Run(ctx)) })
 	g.Go(func() error { return named("tasks", m.worker.Run(ctx)) })
 	g.Go(func() error {
 		return named("leader's duties", leader.Run(ctx, a.raft, a.logOf("leader"),
@@ -140,11 +138,40 @@ func (m *automation) run(ctx context.Context, g *errgroup.Group, a *appliance) {
 			return m.shared.Close()
 		})
 	}
-	m.events.Emit(events.UpAndRunning, events.TopicNode, a.raft.ID().String(), map[string]string{"version": a.cfg.Version})
+	g.Go(func() error { return a.watchBackends(ctx) })
+	a.events.Emit(events.UpAndRunning, events.TopicNode, a.raft.ID().String(), map[string]string{"version": a.cfg.Version})
 }
 
 func (a *appliance) logOf(service string) *slog.Logger {
 	return a.cfg.Log.With("component", component(a.raft.Cluster(), a.raft.ID(), service))
+}
+
+const backendsEvery = 5 * time.Second
+
+// watchBackends tells when a vPool's backend begins to fail, and when it works again, without waiting for the health check.
+func (a *appliance) watchBackends(ctx context.Context) error {
+	failing := make(map[uuid.UUID]bool)
+	tick := time.NewTicker(backendsEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for _, p := range a.raft.State().View().VPools() {
+			h := a.driver.PoolHealth(p.ID)
+			if now := h.Err != ""; now != failing[p.ID] {
+				failing[p.ID] = now
+				code := "backend_works_again"
+				if now {
+					code = "backend_failing"
+				}
+				a.events.Emit(events.VolumeDriverError, events.TopicVPool, p.ID.String(),
+					map[string]string{"code": code, "vpool": p.Name, "detail": shortText(h.Err)})
+			}
+		}
+	}
 }
 
 // health finds what is wrong with this node.

@@ -60,6 +60,7 @@ const (
 // Topics.
 const (
 	TopicVolume   = "volume"
+	TopicVPool    = "vpool"
 	TopicFile     = "file"
 	TopicNode     = "node"
 	TopicSnapshot = "snapshot"

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"varve/control/events"
 	"varve/control/state"
 )
 
@@ -100,7 +101,13 @@ func (c *Controller) Snapshot(ctx context.Context, name string, s SnapshotSpec) 
 		return Snapshot{}, fmt.Errorf("snapshot %s@%s: %w", name, s.Name, err)
 	}
 	c.cfg.Log.Info("snapshot taken", "vdisk", name, "snapshot", s.Name)
+	c.snapshotEvent(events.SnapshotCreate, d, out)
 	return out, nil
+}
+
+func (c *Controller) snapshotEvent(typ string, d VDisk, s Snapshot) {
+	c.cfg.Emit(typ, events.TopicSnapshot, d.Volume.ID.String(), map[string]any{"vdisk": d.FullName(), "snapshot": s.Name, "id": s.ID,
+		"automatic": s.Automatic})
 }
 
 func (c *Controller) fill(s *SnapshotSpec) error {
@@ -125,6 +132,7 @@ func (c *Controller) SnapshotGroup(ctx context.Context, names []string, s Snapsh
 	}
 	var volumes []state.Volume
 	var specs []SnapshotSpec
+	var disks []VDisk
 	for _, name := range names {
 		d, err := c.Get(ctx, name)
 		if err != nil {
@@ -136,13 +144,16 @@ func (c *Controller) SnapshotGroup(ctx context.Context, names []string, s Snapsh
 		for k, v := range s.Labels {
 			one.Labels[k] = v
 		}
-		volumes, specs = append(volumes, d.Volume), append(specs, one)
+		volumes, specs, disks = append(volumes, d.Volume), append(specs, one), append(disks, d)
 	}
 	out, err := c.cfg.Engine.SnapshotGroup(ctx, volumes, specs)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s of %d vDisks: %w", s.Name, len(names), err)
 	}
 	c.cfg.Log.Info("snapshot of a group taken", "vdisks", names, "snapshot", s.Name)
+	for i := range out {
+		c.snapshotEvent(events.SnapshotCreate, disks[i], out[i])
+	}
 	return out, nil
 }
 
@@ -224,6 +235,7 @@ func (c *Controller) DeleteSnapshot(ctx context.Context, disk, snapshot string, 
 		return fmt.Errorf("delete %s: %w", object, err)
 	}
 	c.cfg.Log.Info("snapshot deleted", "vdisk", disk, "snapshot", s.Name)
+	c.snapshotEvent(events.SnapshotDelete, d, s)
 	return nil
 }
 
@@ -264,6 +276,7 @@ func (c *Controller) Rollback(ctx context.Context, disk, snapshot string, force 
 		return Snapshot{}, fmt.Errorf("roll back vdisk %s to %s: %w", disk, s.Name, err)
 	}
 	c.cfg.Log.Info("vdisk rolled back", "vdisk", disk, "snapshot", s.Name, "saved_as", save.Name)
+	c.snapshotEvent(events.SnapshotRollback, d, s)
 	_, saved, err := c.find(ctx, disk, save.ID.String())
 	return saved, err
 }

@@ -38,6 +38,7 @@ import (
 	"github.com/google/uuid"
 
 	"varve/control/bytesize"
+	"varve/control/events"
 	"varve/control/state"
 )
 
@@ -89,6 +90,8 @@ type Config struct {
 	Store  *state.Store
 	Engine Engine
 	Log    *slog.Logger
+	// Emit publishes an event without waiting; nil where nobody listens. events.Publisher's is one.
+	Emit func(typ, topic, key string, data any)
 	// Mine says which deleted volumes this node cleans up; nil is all.
 	Mine func(d state.Doomed) bool
 }
@@ -100,6 +103,9 @@ type Controller struct{ cfg Config }
 func New(cfg Config) *Controller {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Emit == nil {
+		cfg.Emit = func(string, string, string, any) {}
 	}
 	return &Controller{cfg: cfg}
 }
@@ -296,6 +302,7 @@ func (c *Controller) Resize(ctx context.Context, name string, size int64, shrink
 		return VDisk{}, fmt.Errorf("resize vdisk %s: %w", name, err)
 	}
 	c.cfg.Log.Info("vdisk resized", "vdisk", name, "size", size)
+	c.cfg.Emit(events.VolumeResize, events.TopicVolume, d.Volume.ID.String(), map[string]any{"vdisk": d.FullName(), "from": d.Info.Size, "size": size})
 	return c.Get(ctx, name)
 }
 
