@@ -228,7 +228,7 @@ func TestJSONSchema(t *testing.T) {
 	for _, c := range []struct{ line, want string }{
 		{"vdisk create default/d --size 1M", vdisk},
 		{"vdisk list", "[" + vdisk + "]"},
-		{"vpool list", "[{backend class clients[] created deleting files findings{create-only delete list after write read back} free id name rev stored total vdisks}]"},
+		{"vpool list", "[{backend class clients[] compression created deleting files findings{create-only delete list after write read back} free id name rev stored total vdisks}]"},
 		{"node list", "[{https id joined name nbd nfs rev role seen self version}]"},
 		{"status", "{cluster deleting files index log{capacity pending used} node node_id problems[] ready services[{address connections name}]" +
 			" started state vdisks version vpools}"},
