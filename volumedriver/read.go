@@ -257,6 +257,9 @@ func (v *Volume) readObject(ctx context.Context, ref blockmap.Ref, p []byte, lba
 			discard(o.object)
 		}
 		v.d.objects.release(o)
+		if ctx == nil && errors.Is(err, blockio.ErrCorrupt) {
+			return blockio.ErrBusy // whoever may wait reads it again
+		}
 		if !moved && !wrong {
 			return err
 		}

@@ -302,14 +302,17 @@ func TestCorruptObject(t *testing.T) {
 	}
 	must(t, d.Drain(ctx))
 	p := make([]byte, blockSize)
-	must(t, v.Read(ctx, p, 0)) // the header is read and kept
-	for _, times := range []int64{rereads + 1, 1} {
+	must(t, v.Read(ctx, p, 0))                      // the header is read and kept
+	for _, times := range []int64{rereads + 2, 2} { // one is tried without waiting
 		flip := fault.Add(backendtest.Spoil{Op: backendtest.OpRead | backendtest.OpTryRead, Times: times, Flip: true})
+		if err := v.TryRead(p, 3*blockSize); !errors.Is(err, blockio.ErrBusy) {
+			t.Fatalf("a tried read of a block with a changed bit: %v", err)
+		}
 		err := v.Read(ctx, p, 3*blockSize)
 		if times > rereads && !errors.Is(err, blockio.ErrCorrupt) {
 			t.Fatalf("a block with a changed bit: %v", err)
 		}
-		if got, verr := valueOf(p); times == 1 && (err != nil || verr != nil || got != 4) {
+		if got, verr := valueOf(p); times == 2 && (err != nil || verr != nil || got != 4) {
 			t.Fatalf("a block that was changed on the way once: %d %v %v", got, verr, err)
 		}
 		if flip.Fired() != times {
