@@ -1,7 +1,7 @@
 // Package server is a running appliance: it opens what is on the disk, wires gateways, volume driver and control to each
 // other, and takes them down in the order that loses nothing.
 //
-//	DATA/lock            held while a process has the directory
+//	DATA/lock            held while a process has the directory; DATA/control.lock while one has the control unit (units.go)
 //	DATA/control/        raft log, snapshots, identity (package control/raft)
 //	DATA/log/ DATA/map/  the volume driver's log and block map
 //	DATA/lost.json       volumes whose log or map is gone and that no rebuild has settled yet (lost.go)
@@ -119,7 +119,14 @@ func openData(cfg Config) (io.Closer, error) {
 		}
 		return nil, fmt.Errorf("lock data directory: %w", err)
 	}
-	return lock, nil
+	if cfg.Unit != UnitAll {
+		return lock, nil
+	}
+	control, err := lockControl(cfg)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return both{control, lock}, nil
 }
 
 func openBackend(b state.Backend, k vpool.Keys, log *slog.Logger) (backend.Backend, error) {

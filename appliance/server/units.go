@@ -3,6 +3,9 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -15,7 +18,10 @@ import (
 	"varve/control/raft"
 	"varve/control/replica"
 	"varve/control/state"
+	"varve/volumedriver/vfs"
 )
+
+const controlLockName = "control.lock"
 
 // Units of an appliance that runs as two processes, so that control can be restarted, upgraded or crash while guests do I/O:
 //
@@ -123,11 +129,18 @@ func Control(ctx context.Context, cfg Config, ready func()) error {
 	if err != nil {
 		return err
 	}
-	doors, err := openListeners(cfg)
+	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
+		return fmt.Errorf("make data directory: %w", err)
+	}
+	lock, err := lockControl(cfg)
 	if err != nil {
 		return err
 	}
-	b := &base{cfg: cfg, doors: doors}
+	doors, err := openListeners(cfg)
+	if err != nil {
+		return errors.Join(err, lock.Close())
+	}
+	b := &base{cfg: cfg, doors: doors, lock: lock}
 	if err := b.openControl(ctx); err != nil {
 		return errors.Join(err, b.close())
 	}
@@ -179,3 +192,20 @@ func (b *base) peer(address string) string {
 	}
 	return ""
 }
+
+// lockControl keeps a second control unit, or an appliance in one piece, away.
+func lockControl(cfg Config) (io.Closer, error) {
+	lock, err := vfs.OS().Lock(filepath.Join(cfg.Data, controlLockName))
+	if err != nil {
+		if held(err) {
+			return nil, &LockedError{cfg.Data}
+		}
+		return nil, fmt.Errorf("lock control: %w", err)
+	}
+	return lock, nil
+}
+
+// both are two locks.
+type both struct{ control, data io.Closer }
+
+func (b both) Close() error { return errors.Join(b.control.Close(), b.data.Close()) }

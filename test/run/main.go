@@ -82,6 +82,8 @@ var layers = []layer{
 		commands: [][]string{e2e("2m", "API")}},
 	{name: "automation", what: "simulated weeks of schedules on a real vPool, a real RabbitMQ through an outage", limit: 5 * time.Minute,
 		commands: [][]string{{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "4m", "./test/automation"}}},
+	{name: "cluster", what: "three appliances lose leaders, links, time and disk; control restarts under guests", limit: 4 * time.Minute,
+		commands: [][]string{{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "3m", "./test/cluster"}}},
 	{name: "guest", what: "a Linux guest's nbd-client and NFSv3 mounts", limit: 7 * time.Minute,
 		commands: [][]string{e2e("6m", "Guest")}},
 	{name: "vm", what: "a VM boots from our disk over NBD and over an NFS mount, is killed, boots again", limit: 7 * time.Minute,
