@@ -58,5 +58,5 @@ func (u UpkeepEngine) Scrub(ctx context.Context, pool uuid.UUID, o upkeep.ScrubO
 	got, err := u.Engine.volumes.driver.Scrub(ctx, pool, volumedriver.ScrubOptions{Target: 1 + float64(o.OverheadPercent)/100,
 		Verify: o.Verify, Audit: o.Audit})
 	return upkeep.ScrubReport{HeldBytes: got.HeldBytes, LiveBytes: got.LiveBytes, MovedBytes: got.MovedBytes, FreedBytes: got.FreedBytes,
-		Deleted: got.Deleted, Orphans: len(got.Orphans), OrphanBytes: got.OrphanBytes, Verified: got.Verified, VerifyErrors: got.VerifyErrors}, err
+		Deleted: got.Deleted, Orphans: len(got.Orphans), OrphanBytes: got.OrphanBytes, Unknown: got.Unknown, Verified: got.Verified, VerifyErrors: got.VerifyErrors}, err
 }

@@ -45,7 +45,7 @@ func (a *appliance) newAutomation(more ...jobs.Type) error {
 	m := &automation{}
 	m.sinks = events.NewSinks(a.raft, store, a.secrets, a.events, log("events"))
 	m.upkeep = upkeep.New(upkeep.Config{Raft: a.raft, Store: store, Node: a.raft.ID(), Engine: exports.UpkeepEngine{Engine: a.engine},
-		Events: a.events, Health: a.health, Renew: a.tls.Renew, Log: log("upkeep")})
+		Events: a.events, Health: a.health, Renew: a.renew, Log: log("upkeep")})
 	var err error
 	if m.types, err = jobs.NewTypes(append(m.upkeep.Types(), more...)...); err != nil {
 		return err
@@ -75,6 +75,14 @@ func (a *appliance) newAutomation(more ...jobs.Type) error {
 	}
 	a.automation = m
 	return nil
+}
+
+// renew makes new certificates where they are due; those of a gateway unit are control's, which does so by itself.
+func (a *appliance) renew(ctx context.Context) error {
+	if a.cfg.Unit == UnitGateway {
+		return nil
+	}
+	return a.tls.Renew(ctx)
 }
 
 const statsTTL = 5 * time.Second

@@ -68,6 +68,7 @@ func (u *Upkeep) eachPool(ctx context.Context, r *jobs.Run, pools []state.VPool,
 		sum.Deleted += got.Deleted
 		sum.Orphans += got.Orphans
 		sum.OrphanBytes += got.OrphanBytes
+		sum.Unknown += got.Unknown
 		sum.Verified += got.Verified
 		sum.VerifyErrors = append(sum.VerifyErrors, got.VerifyErrors...)
 	}
@@ -128,10 +129,20 @@ func (u *Upkeep) audit(ctx context.Context, r *jobs.Run) error {
 	if err != nil {
 		return err
 	}
-	_, err = u.eachPool(ctx, r, pools, func(p state.VPool) ScrubOptions {
+	got, err := u.eachPool(ctx, r, pools, func(p state.VPool) ScrubOptions {
 		return ScrubOptions{OverheadPercent: policy.OfVPool(v, p.ID).SpaceOverheadPercent.Value, Audit: true}
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	// With several nodes such objects are mostly the others'; where there is one node they are nobody's.
+	var found []state.AlertSpec
+	if got.Unknown > 0 && len(v.Nodes()) == 1 {
+		found = append(found, state.AlertSpec{Code: "objects_unknown", Severity: "warning",
+			Detail: "objects on the backends belong to volumes that this cluster does not have",
+			Remedy: "if they are of a cluster that was lost, run varve rebuild; else remove them at the backend"})
+	}
+	return u.alert(ctx, "audit", found)
 }
 
 // alert commits what holds at one of this node's sources.

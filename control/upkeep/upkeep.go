@@ -75,13 +75,15 @@ type ScrubOptions struct {
 
 // ScrubReport is what a pass found and did.
 type ScrubReport struct {
-	HeldBytes    int64    `json:"held_bytes"`
-	LiveBytes    int64    `json:"live_bytes"`
-	MovedBytes   int64    `json:"moved_bytes"`
-	FreedBytes   int64    `json:"freed_bytes"`
-	Deleted      int      `json:"deleted"`
-	Orphans      int      `json:"orphans"`
-	OrphanBytes  int64    `json:"orphan_bytes"`
+	HeldBytes   int64 `json:"held_bytes"`
+	LiveBytes   int64 `json:"live_bytes"`
+	MovedBytes  int64 `json:"moved_bytes"`
+	FreedBytes  int64 `json:"freed_bytes"`
+	Deleted     int   `json:"deleted"`
+	Orphans     int   `json:"orphans"`
+	OrphanBytes int64 `json:"orphan_bytes"`
+	// Unknown counts objects of volumes that this node does not have: another node's, or nobody's.
+	Unknown      int      `json:"unknown"`
 	Verified     int      `json:"verified"`
 	VerifyErrors []string `json:"verify_errors,omitempty"`
 }
