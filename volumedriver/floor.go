@@ -20,7 +20,7 @@ import (
 // The map store keeps a journal of its own, and takes the first damaged record of the newest one for its torn end: a rotten
 // bit would silently bring back an older map, whose log has been recycled since. So each checkpoint counts up a number that
 // lies in the map, and, before the log lets anything go that the checkpoint covers, in a file beside it. A map that is older
-// than that file is refused.
+// than that file is refused. One that is empty is not: it was lost whole, and knows no volume.
 //
 //	floor file   two slots of 4096 bytes, written in turn:  | "VFLOOR01" | number 8 | crc32c of the 16 bytes before 4 |
 
@@ -68,7 +68,7 @@ func (d *Driver) openFloor() error {
 	if err == nil {
 		d.floor.number, err = strconv.ParseUint(string(v), 10, 64)
 	} else if errors.Is(err, blockmap.ErrNotFound) {
-		err = nil
+		d.floor.number, err = low, nil // a new map, or one that was lost whole: then it knows no volume
 	}
 	if err != nil {
 		return fmt.Errorf("checkpoint number of the map: %w", errors.Join(blockio.ErrCorrupt, err))
