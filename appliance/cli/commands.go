@@ -171,6 +171,10 @@ func (e *env) accessCommands() []*cobra.Command {
 					s.DurationVar(&lasts, "lasts", 90*24*time.Hour, "how long it is valid")
 				}}),
 			e.verb(verb{use: "delete NAME", short: "Revoke a token", args: []string{"NAME"}, method: http.MethodDelete, path: at("tokens", "$")})),
+		group("oidc", "Sign-in by OpenID Connect",
+			e.verb(verb{use: "show", short: "Show the provider", method: http.MethodGet, path: at("oidc")}),
+			e.oidcSet(),
+			e.verb(verb{use: "unset", short: "Take the provider away", method: http.MethodDelete, path: at("oidc")})),
 		group("audit", "Who did what",
 			e.listing(listing{use: "list", short: "List what was done or refused, newest first", path: fixed("audit"), columns: []string{"seq", "time:time", "who", "via", "from",
 				"action", "object", "result"}}),
@@ -491,6 +495,42 @@ func (e *env) secretLine(prompt string) (string, error) {
 		return "", fmt.Errorf("%s: standard input has no line for it", strings.ToLower(prompt))
 	}
 	return strings.TrimRight(line, "\r\n"), nil
+}
+
+func (e *env) oidcSet() *cobra.Command {
+	var in v1.OIDC
+	var secretFile, caFile string
+	var groups map[string]string
+	return e.verb(verb{use: "set --issuer URL --client-id ID --redirect-url URL --group NAME=ROLE", short: "Set the provider, after it has answered", method: http.MethodPut,
+		path: at("oidc"), done: "provider set", body: func([]string) (any, error) {
+			in.Groups = make(map[string][]string, len(groups))
+			for g, roles := range groups {
+				in.Groups[g] = strings.Split(roles, "+")
+			}
+			if secretFile != "" {
+				var err error
+				if in.ClientSecret, err = readSecret(secretFile); err != nil {
+					return nil, err
+				}
+			}
+			if caFile != "" {
+				b, err := readShort(caFile)
+				if err != nil {
+					return nil, err
+				}
+				in.CA = string(b)
+			}
+			return in, nil
+		}, flags: func(s *pflag.FlagSet) {
+			s.StringVar(&in.Issuer, "issuer", "", "`URL` of the provider")
+			s.StringVar(&in.ClientID, "client-id", "", "`ID` of this cluster there")
+			s.StringVar(&secretFile, "secret-file", "", "`FILE` with the client's secret")
+			s.StringVar(&in.RedirectURL, "redirect-url", "", "`URL`: https://HOST/api/internal/oidc/callback")
+			s.StringVar(&caFile, "ca-file", "", "`FILE` with the only authorities to trust, PEM")
+			s.StringVar(&in.GroupClaim, "group-claim", "", "`CLAIM` with the groups (default: groups)")
+			s.StringToStringVar(&groups, "group", nil, "`NAME=ROLE[+ROLE]` that a group gives; repeatable")
+			s.BoolVar(&in.Local, "local", false, "the provider may be on this host or its link")
+		}})
 }
 
 func (e *env) auditExport() *cobra.Command {

@@ -439,3 +439,21 @@ func (a customerAPI) ExportAudit(ctx context.Context, _ v1.ExportAuditRequestObj
 	}
 	return v1.ExportAudit200ApplicationXNdjsonResponse{Body: &b, ContentLength: int64(b.Len())}, nil
 }
+
+func (a customerAPI) GetOIDC(context.Context, v1.GetOIDCRequestObject) (v1.GetOIDCResponseObject, error) {
+	c, err := a.auth.OIDC()
+	return v1.GetOIDC200JSONResponse{Issuer: c.Issuer, ClientID: c.ClientID, RedirectURL: c.RedirectURL, CA: c.CA, GroupClaim: c.GroupClaim,
+		Groups: c.Groups, Local: c.Local}, err
+}
+
+func (a customerAPI) SetOIDC(ctx context.Context, r v1.SetOIDCRequestObject) (v1.SetOIDCResponseObject, error) {
+	in := *r.Body
+	about(ctx, "oidc "+clip(in.Issuer))
+	return v1.SetOIDC204Response{}, a.auth.SetOIDC(ctx, callOf(ctx).who, auth.OIDCConfig{Issuer: in.Issuer, ClientID: in.ClientID,
+		ClientSecret: in.ClientSecret, RedirectURL: in.RedirectURL, CA: in.CA, GroupClaim: in.GroupClaim, Groups: in.Groups, Local: in.Local})
+}
+
+func (a customerAPI) UnsetOIDC(ctx context.Context, _ v1.UnsetOIDCRequestObject) (v1.UnsetOIDCResponseObject, error) {
+	about(ctx, "oidc")
+	return v1.UnsetOIDC204Response{}, a.auth.UnsetOIDC(ctx)
+}

@@ -58,7 +58,7 @@ func (v *vault) Get(name string) ([]byte, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if b, ok := v.by[name]; ok {
-		return b, nil
+		return slices.Clone(b), nil
 	}
 	return nil, &state.Error{Err: state.ErrNotFound, Object: "secret " + name}
 }

@@ -56,6 +56,8 @@ type call struct {
 	cookie  string
 	// authorization is the request's header, for the token endpoint.
 	authorization string
+	// oidc is the cookie of a sign-in under way at an OpenID provider.
+	oidc string
 	// object is what the audit log names.
 	object  string
 	audited bool
@@ -196,6 +198,9 @@ func (s *Server) guarded(o operation, h echo.HandlerFunc) echo.HandlerFunc {
 		}
 		if o.Internal {
 			c.header.Set("X-API-Stability", "internal")
+			if cookie, err := r.Cookie(oidcCookie); err == nil {
+				c.oidc = cookie.Value
+			}
 		}
 		o.warn(c.header)
 		var err error
@@ -204,6 +209,9 @@ func (s *Server) guarded(o operation, h echo.HandlerFunc) echo.HandlerFunc {
 		}
 		if err == nil {
 			err = s.limits.take(c)
+		}
+		if err == nil && o.change() && !o.Dry && c.query.Has("dryRun") && c.query.Get("dryRun") != "false" {
+			err = refuse(http.StatusBadRequest, "invalid", o.ID+" has no dry run", "leave dryRun out: it would be done") // and not done by mistake
 		}
 		if err == nil {
 			err = o.lift(ec)

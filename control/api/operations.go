@@ -39,8 +39,8 @@ type operation struct {
 	Internal bool
 	// Slow operations may take longer than a request's time.
 	Slow bool
-	// Keyed operations take an Idempotency-Key.
-	Keyed      bool
+	// Keyed operations take an Idempotency-Key, Dry ones dryRun.
+	Keyed, Dry bool
 	Deprecated time.Time
 	Sunset     time.Time
 }
@@ -122,6 +122,7 @@ func readOperation(raw json.RawMessage) (operation, error) {
 	}
 	for _, p := range y.Parameters {
 		o.Keyed = o.Keyed || strings.HasSuffix(p.Ref, "/IdempotencyKey")
+		o.Dry = o.Dry || strings.HasSuffix(p.Ref, "/DryRun")
 	}
 	if o.ID == "" || o.CLI == "" || len(o.Roles) == 0 {
 		return o, errors.New("operationId, x-varve-roles or x-varve-cli is missing")

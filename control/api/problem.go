@@ -36,6 +36,7 @@ var meanings = []struct {
 	{state.ErrLoop, http.StatusBadRequest, "invalid", "Moved into itself"},
 	{auth.ErrUnauthenticated, http.StatusUnauthorized, "unauthenticated", "Not signed in"},
 	{auth.ErrCodeNeeded, http.StatusUnauthorized, "code_needed", "A second factor is needed"},
+	{auth.ErrNoOIDC, http.StatusNotFound, "not_found", "Not found"},
 	{auth.ErrForbidden, http.StatusForbidden, "forbidden", "Not allowed"},
 	{raft.ErrUnavailable, http.StatusServiceUnavailable, "unavailable", "Unavailable"},
 	{context.Canceled, http.StatusServiceUnavailable, "unavailable", "Cancelled"},

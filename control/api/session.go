@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"strings"
 	"time"
 
 	"varve/control/api/internal"
@@ -39,6 +40,8 @@ func (a internalAPI) GetSetup(context.Context, internal.GetSetupRequestObject) (
 	if cl, ok := a.cfg.Store.View().Cluster(); ok {
 		out.Cluster = cl.ID.String()
 	}
+	_, err := a.auth.OIDC()
+	out.OIDC = err == nil
 	return out, nil
 }
 
@@ -121,4 +124,41 @@ func (a internalAPI) ConfirmTOTP(ctx context.Context, r internal.ConfirmTOTPRequ
 	c := callOf(ctx)
 	about(ctx, "user "+c.who.Name)
 	return internal.ConfirmTOTP204Response{}, a.auth.ConfirmTOTP(ctx, c.who, r.Body.Code)
+}
+
+// oidcCookie holds a sign-in under way. It is sent with the way back from the provider, which is another site's doing.
+const oidcCookie = "__Host-varve-oidc"
+
+const oidcLasts = 10 * time.Minute
+
+func (a internalAPI) StartOIDC(ctx context.Context, _ internal.StartOIDCRequestObject) (internal.StartOIDCResponseObject, error) {
+	location, value, err := a.auth.StartOIDC(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := http.Cookie{Name: oidcCookie, Value: value, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode, MaxAge: int(oidcLasts / time.Second)}
+	return internal.StartOIDC302Response{Headers: internal.StartOIDC302ResponseHeaders{Location: location, SetCookie: c.String()}}, nil
+}
+
+func (a internalAPI) FinishOIDC(ctx context.Context, r internal.FinishOIDCRequestObject) (internal.FinishOIDCResponseObject, error) {
+	c := callOf(ctx)
+	in, err := a.auth.FinishOIDC(ctx, c.oidc, r.Params.State, r.Params.Code, c.from)
+	if err != nil {
+		return nil, err
+	}
+	c.who = in.Principal
+	about(ctx, "user "+in.Principal.Name)
+	if err := a.signedInElsewhere(ctx, c); err != nil {
+		return nil, err
+	}
+	const page = `<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Varve</title><meta http-equiv="refresh" content="0;url=/"></head>` +
+		`<body><a href="/">Signed in: go on</a></body></html>`
+	return internal.FinishOIDC200TextHTMLResponse{Body: strings.NewReader(page), ContentLength: int64(len(page)),
+		Headers: internal.FinishOIDC200ResponseHeaders{SetCookie: cookie(in.Cookie, auth.SessionLasts)}}, nil
+}
+
+// signedInElsewhere writes a sign-in down that comes as a GET, which the guard takes for reading.
+func (s *Server) signedInElsewhere(ctx context.Context, c *call) error {
+	c.audited = true
+	return s.auth.Record(ctx, auth.Entry{Who: c.who.Who(), Via: c.who.Via, From: c.from, Action: c.ID, Object: c.object, Result: "ok", Request: c.request})
 }

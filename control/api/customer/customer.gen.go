@@ -351,6 +351,29 @@ type NodeList struct {
 	Next  string `json:"next,omitempty"`
 }
 
+// OIDC The OpenID provider and what its groups mean here
+type OIDC struct {
+	// CA PEM of the only authorities to trust
+	CA       string `json:"ca,omitempty"`
+	ClientID string `json:"client_id"`
+
+	// ClientSecret Never told; the one before is kept if left out
+	ClientSecret string `json:"client_secret,omitempty"`
+
+	// GroupClaim groups if left out
+	GroupClaim string `json:"group_claim,omitempty"`
+
+	// Groups Roles by group
+	Groups map[string][]string `json:"groups"`
+	Issuer string              `json:"issuer"`
+
+	// Local It may be on this host or its link
+	Local bool `json:"local,omitempty"`
+
+	// RedirectURL https://HOST/api/internal/oidc/callback, as the provider knows it
+	RedirectURL string `json:"redirect_url"`
+}
+
 // PasswordChange defines model for PasswordChange.
 type PasswordChange struct {
 	New string `json:"new"`
@@ -1927,6 +1950,9 @@ type PatchGroupJSONRequestBody = GroupPatch
 // IssueTokenFormdataRequestBody defines body for IssueToken for application/x-www-form-urlencoded ContentType.
 type IssueTokenFormdataRequestBody = TokenRequest
 
+// SetOIDCJSONRequestBody defines body for SetOIDC for application/json ContentType.
+type SetOIDCJSONRequestBody = OIDC
+
 // SetPolicyJSONRequestBody defines body for SetPolicy for application/json ContentType.
 type SetPolicyJSONRequestBody = PolicySpec
 
@@ -2085,6 +2111,15 @@ type ServerInterface interface {
 	// IssueToken OAuth2 token endpoint (RFC 6749), client credentials only
 	// (POST /oauth/token)
 	IssueToken(ctx echo.Context) error
+	// UnsetOIDC Take the OpenID provider away
+	// (DELETE /oidc)
+	UnsetOIDC(ctx echo.Context) error
+	// GetOIDC The OpenID provider, without its secret
+	// (GET /oidc)
+	GetOIDC(ctx echo.Context) error
+	// SetOIDC Set the OpenID provider, after it has answered
+	// (PUT /oidc)
+	SetOIDC(ctx echo.Context) error
 	// ListPolicies List what scopes set
 	// (GET /policies)
 	ListPolicies(ctx echo.Context, params ListPoliciesParams) error
@@ -3345,6 +3380,33 @@ func (w *ServerInterfaceWrapper) IssueToken(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.IssueToken(ctx)
+	return err
+}
+
+// UnsetOIDC converts echo context to params.
+func (w *ServerInterfaceWrapper) UnsetOIDC(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UnsetOIDC(ctx)
+	return err
+}
+
+// GetOIDC converts echo context to params.
+func (w *ServerInterfaceWrapper) GetOIDC(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetOIDC(ctx)
+	return err
+}
+
+// SetOIDC converts echo context to params.
+func (w *ServerInterfaceWrapper) SetOIDC(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.SetOIDC(ctx)
 	return err
 }
 
@@ -5509,6 +5571,9 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/tokens", wrapper.CreateToken, options.OperationMiddlewares["createToken"]...)
 	router.DELETE(options.BaseURL+"/tokens/:token", wrapper.DeleteToken, options.OperationMiddlewares["deleteToken"]...)
 	router.GET(options.BaseURL+"/tokens/:token", wrapper.GetToken, options.OperationMiddlewares["getToken"]...)
+	router.DELETE(options.BaseURL+"/oidc", wrapper.UnsetOIDC, options.OperationMiddlewares["unsetOIDC"]...)
+	router.GET(options.BaseURL+"/oidc", wrapper.GetOIDC, options.OperationMiddlewares["getOIDC"]...)
+	router.PUT(options.BaseURL+"/oidc", wrapper.SetOIDC, options.OperationMiddlewares["setOIDC"]...)
 	router.GET(options.BaseURL+"/audit", wrapper.ListAudit, options.OperationMiddlewares["listAudit"]...)
 	router.GET(options.BaseURL+"/audit/verification", wrapper.VerifyAudit, options.OperationMiddlewares["verifyAudit"]...)
 	router.GET(options.BaseURL+"/audit/export", wrapper.ExportAudit, options.OperationMiddlewares["exportAudit"]...)
@@ -6930,6 +6995,109 @@ type IssueTokendefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response IssueTokendefaultApplicationProblemPlusJSONResponse) VisitIssueTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UnsetOIDCRequestObject struct {
+}
+
+type UnsetOIDCResponseObject interface {
+	VisitUnsetOIDCResponse(w http.ResponseWriter) error
+}
+
+type UnsetOIDC204Response struct {
+}
+
+func (response UnsetOIDC204Response) VisitUnsetOIDCResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type UnsetOIDCdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UnsetOIDCdefaultApplicationProblemPlusJSONResponse) VisitUnsetOIDCResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOIDCRequestObject struct {
+}
+
+type GetOIDCResponseObject interface {
+	VisitGetOIDCResponse(w http.ResponseWriter) error
+}
+
+type GetOIDC200JSONResponse OIDC
+
+func (response GetOIDC200JSONResponse) VisitGetOIDCResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOIDCdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetOIDCdefaultApplicationProblemPlusJSONResponse) VisitGetOIDCResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetOIDCRequestObject struct {
+	Body *SetOIDCJSONRequestBody
+}
+
+type SetOIDCResponseObject interface {
+	VisitSetOIDCResponse(w http.ResponseWriter) error
+}
+
+type SetOIDC204Response struct {
+}
+
+func (response SetOIDC204Response) VisitSetOIDCResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type SetOIDCdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response SetOIDCdefaultApplicationProblemPlusJSONResponse) VisitSetOIDCResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -9753,6 +9921,15 @@ type StrictServerInterface interface {
 	// IssueToken OAuth2 token endpoint (RFC 6749), client credentials only
 	// (POST /oauth/token)
 	IssueToken(ctx context.Context, request IssueTokenRequestObject) (IssueTokenResponseObject, error)
+	// UnsetOIDC Take the OpenID provider away
+	// (DELETE /oidc)
+	UnsetOIDC(ctx context.Context, request UnsetOIDCRequestObject) (UnsetOIDCResponseObject, error)
+	// GetOIDC The OpenID provider, without its secret
+	// (GET /oidc)
+	GetOIDC(ctx context.Context, request GetOIDCRequestObject) (GetOIDCResponseObject, error)
+	// SetOIDC Set the OpenID provider, after it has answered
+	// (PUT /oidc)
+	SetOIDC(ctx context.Context, request SetOIDCRequestObject) (SetOIDCResponseObject, error)
 	// ListPolicies List what scopes set
 	// (GET /policies)
 	ListPolicies(ctx context.Context, request ListPoliciesRequestObject) (ListPoliciesResponseObject, error)
@@ -10857,6 +11034,98 @@ func (sh *strictHandler) IssueToken(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(IssueTokenResponseObject); ok {
 		return validResponse.VisitIssueTokenResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UnsetOIDC operation middleware
+func (sh *strictHandler) UnsetOIDC(ctx echo.Context) error {
+	var request UnsetOIDCRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UnsetOIDC(ctx.Request().Context(), request.(UnsetOIDCRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UnsetOIDC")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UnsetOIDCResponseObject); ok {
+		return validResponse.VisitUnsetOIDCResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetOIDC operation middleware
+func (sh *strictHandler) GetOIDC(ctx echo.Context) error {
+	var request GetOIDCRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetOIDC(ctx.Request().Context(), request.(GetOIDCRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetOIDC")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetOIDCResponseObject); ok {
+		return validResponse.VisitGetOIDCResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// SetOIDC operation middleware
+func (sh *strictHandler) SetOIDC(ctx echo.Context) error {
+	var request SetOIDCRequestObject
+
+	var body SetOIDCJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.SetOIDC(ctx.Request().Context(), request.(SetOIDCRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetOIDC")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(SetOIDCResponseObject); ok {
+		return validResponse.VisitSetOIDCResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"time"
 
@@ -58,6 +59,9 @@ type Session struct {
 type Setup struct {
 	Cluster string `json:"cluster"`
 	Needed  bool   `json:"needed"`
+
+	// OIDC Sign-in by OpenID Connect is set up
+	OIDC    bool   `json:"oidc"`
 	Version string `json:"version"`
 }
 
@@ -91,6 +95,13 @@ type TOTPKey struct {
 	URI string `json:"uri"`
 }
 
+// FinishOIDCParams defines parameters for FinishOIDC.
+type FinishOIDCParams struct {
+	State string `form:"state,omitempty" json:"state,omitempty"`
+	Code  string `form:"code,omitempty" json:"code,omitempty"`
+	Error string `form:"error,omitempty" json:"error,omitempty"`
+}
+
 // PasswordGrantFormdataRequestBody defines body for PasswordGrant for application/x-www-form-urlencoded ContentType.
 type PasswordGrantFormdataRequestBody = PasswordGrant
 
@@ -108,6 +119,12 @@ type ServerInterface interface {
 	// PasswordGrant OAuth2 password grant, for programs that stand for the console; a token for an hour
 	// (POST /oauth/token)
 	PasswordGrant(ctx echo.Context) error
+	// FinishOIDC Back from the OpenID provider
+	// (GET /oidc/callback)
+	FinishOIDC(ctx echo.Context, params FinishOIDCParams) error
+	// StartOIDC To the OpenID provider
+	// (GET /oidc/login)
+	StartOIDC(ctx echo.Context) error
 	// SignOut Sign out
 	// (DELETE /session)
 	SignOut(ctx echo.Context) error
@@ -145,6 +162,47 @@ func (w *ServerInterfaceWrapper) PasswordGrant(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.PasswordGrant(ctx)
+	return err
+}
+
+// FinishOIDC converts echo context to params.
+func (w *ServerInterfaceWrapper) FinishOIDC(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FinishOIDCParams
+	// ------------- Optional query parameter "state" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "state", ctx.QueryParams(), &params.State, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter state: %s", err))
+	}
+
+	// ------------- Optional query parameter "code" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "code", ctx.QueryParams(), &params.Code, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter code: %s", err))
+	}
+
+	// ------------- Optional query parameter "error" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "error", ctx.QueryParams(), &params.Error, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter error: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.FinishOIDC(ctx, params)
+	return err
+}
+
+// StartOIDC converts echo context to params.
+func (w *ServerInterfaceWrapper) StartOIDC(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.StartOIDC(ctx)
 	return err
 }
 
@@ -274,6 +332,8 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/session", wrapper.GetSession, options.OperationMiddlewares["getSession"]...)
 	router.POST(options.BaseURL+"/session", wrapper.SignIn, options.OperationMiddlewares["signIn"]...)
 	router.POST(options.BaseURL+"/oauth/token", wrapper.PasswordGrant, options.OperationMiddlewares["passwordGrant"]...)
+	router.GET(options.BaseURL+"/oidc/login", wrapper.StartOIDC, options.OperationMiddlewares["startOIDC"]...)
+	router.GET(options.BaseURL+"/oidc/callback", wrapper.FinishOIDC, options.OperationMiddlewares["finishOIDC"]...)
 	router.POST(options.BaseURL+"/totp", wrapper.EnrolTOTP, options.OperationMiddlewares["enrolTOTP"]...)
 	router.POST(options.BaseURL+"/totp/confirmation", wrapper.ConfirmTOTP, options.OperationMiddlewares["confirmTOTP"]...)
 
@@ -318,6 +378,97 @@ type PasswordGrantdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response PasswordGrantdefaultApplicationProblemPlusJSONResponse) VisitPasswordGrantResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FinishOIDCRequestObject struct {
+	Params FinishOIDCParams
+}
+
+type FinishOIDCResponseObject interface {
+	VisitFinishOIDCResponse(w http.ResponseWriter) error
+}
+
+type FinishOIDC200ResponseHeaders struct {
+	SetCookie string
+}
+
+type FinishOIDC200TextHTMLResponse struct {
+	Body          io.Reader
+	Headers       FinishOIDC200ResponseHeaders
+	ContentLength int64
+}
+
+func (response FinishOIDC200TextHTMLResponse) VisitFinishOIDCResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/html")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.Header().Set("Set-Cookie", fmt.Sprint(response.Headers.SetCookie))
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type FinishOIDCdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response FinishOIDCdefaultApplicationProblemPlusJSONResponse) VisitFinishOIDCResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartOIDCRequestObject struct {
+}
+
+type StartOIDCResponseObject interface {
+	VisitStartOIDCResponse(w http.ResponseWriter) error
+}
+
+type StartOIDC302ResponseHeaders struct {
+	Location  string
+	SetCookie string
+}
+
+type StartOIDC302Response struct {
+	Headers StartOIDC302ResponseHeaders
+}
+
+func (response StartOIDC302Response) VisitStartOIDCResponse(w http.ResponseWriter) error {
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.Header().Set("Set-Cookie", fmt.Sprint(response.Headers.SetCookie))
+	w.WriteHeader(302)
+	return nil
+}
+
+type StartOIDCdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response StartOIDCdefaultApplicationProblemPlusJSONResponse) VisitStartOIDCResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -638,6 +789,12 @@ type StrictServerInterface interface {
 	// PasswordGrant OAuth2 password grant, for programs that stand for the console; a token for an hour
 	// (POST /oauth/token)
 	PasswordGrant(ctx context.Context, request PasswordGrantRequestObject) (PasswordGrantResponseObject, error)
+	// FinishOIDC Back from the OpenID provider
+	// (GET /oidc/callback)
+	FinishOIDC(ctx context.Context, request FinishOIDCRequestObject) (FinishOIDCResponseObject, error)
+	// StartOIDC To the OpenID provider
+	// (GET /oidc/login)
+	StartOIDC(ctx context.Context, request StartOIDCRequestObject) (StartOIDCResponseObject, error)
 	// SignOut Sign out
 	// (DELETE /session)
 	SignOut(ctx context.Context, request SignOutRequestObject) (SignOutResponseObject, error)
@@ -703,6 +860,54 @@ func (sh *strictHandler) PasswordGrant(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(PasswordGrantResponseObject); ok {
 		return validResponse.VisitPasswordGrantResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// FinishOIDC operation middleware
+func (sh *strictHandler) FinishOIDC(ctx echo.Context, params FinishOIDCParams) error {
+	var request FinishOIDCRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.FinishOIDC(ctx.Request().Context(), request.(FinishOIDCRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "FinishOIDC")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(FinishOIDCResponseObject); ok {
+		return validResponse.VisitFinishOIDCResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// StartOIDC operation middleware
+func (sh *strictHandler) StartOIDC(ctx echo.Context) error {
+	var request StartOIDCRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.StartOIDC(ctx.Request().Context(), request.(StartOIDCRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "StartOIDC")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(StartOIDCResponseObject); ok {
+		return validResponse.VisitStartOIDCResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
