@@ -124,6 +124,7 @@ func (d *Driver) Clone(ctx context.Context, parent, snapshot uuid.UUID, s Spec) 
 		return nil, fmt.Errorf("clone snapshot %s of volume %s: %w", sn.Name, parent, err)
 	}
 	v := newVolume(d, r)
+	v.applyLimits()
 	d.volumes[s.ID] = v
 	d.children[snapshot]++
 	d.destager.add(v)

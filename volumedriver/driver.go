@@ -134,6 +134,7 @@ type Driver struct {
 	closed  bool
 
 	keyrings keyrings
+	gates    poolGates
 	children map[uuid.UUID]int // clones of a snapshot; guarded by mu
 	owners   owners
 }
@@ -173,6 +174,7 @@ func Open(cfg Config) (*Driver, error) {
 	}
 	d.wal = wal
 	for _, v := range d.volumes {
+		v.applyLimits()
 		d.destager.add(v)
 	}
 	if err := d.settleSnapshots(); err != nil {
@@ -366,6 +368,7 @@ func (d *Driver) Create(ctx context.Context, s Spec) (*Volume, error) {
 		return nil, fmt.Errorf("create volume %s: %w", s.ID, err)
 	}
 	v = newVolume(d, r)
+	v.applyLimits()
 	d.volumes[s.ID] = v
 	d.destager.add(v)
 	return v, nil
@@ -428,6 +431,7 @@ func (d *Driver) Volume(_ context.Context, id uuid.UUID) (*Volume, error) {
 	}
 	d.volumes[id] = v
 	delete(d.roots, id)
+	v.applyLimits()
 	if !r.Name.Put {
 		d.destager.add(v)
 	}

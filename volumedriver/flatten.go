@@ -138,7 +138,7 @@ func (v *Volume) rewrite(ctx context.Context, lba, n uint64, buf []byte) error {
 	p := buf[:n2*blockSize]
 	clear(p)
 	whole := min(int64(len(p)), size-int64(lba)*blockSize)
-	if err := v.Read(ctx, p[:whole], int64(lba)*blockSize); err != nil {
+	if err := v.read(ctx, p[:whole], int64(lba)*blockSize); err != nil {
 		return release(err)
 	}
 	w := newWaiter()

@@ -12,6 +12,7 @@ import (
 
 	"varve/volumedriver/backend"
 	"varve/volumedriver/blockio"
+	"varve/volumedriver/qos"
 	"varve/volumedriver/sco"
 	"varve/volumedriver/seal"
 	"varve/volumedriver/writelog"
@@ -36,7 +37,8 @@ type PoolOptions struct {
 
 // volumeOptions is what a volume says otherwise than its vPool.
 type volumeOptions struct {
-	Codec string `json:"codec,omitempty"`
+	Codec  string      `json:"codec,omitempty"`
+	Limits *qos.Limits `json:"limits,omitempty"`
 }
 
 // keyrings holds the unwrapped keys of volumes.

@@ -9,6 +9,7 @@ import (
 	"varve/volumedriver/backend"
 	"varve/volumedriver/blockio"
 	"varve/volumedriver/blockmap"
+	"varve/volumedriver/qos"
 	"varve/volumedriver/sco"
 	"varve/volumedriver/vfs"
 	"varve/volumedriver/writelog"
@@ -29,11 +30,22 @@ var plans = sync.Pool{New: func() any { return new(plan) }}
 
 // TryRead reads p at byte off if nothing has to be waited for, else ErrBusy.
 func (v *Volume) TryRead(p []byte, off int64) error {
-	return v.read(nil, p, off)
+	limit := v.limiter.Load()
+	if !limit.Try(qos.Read, len(p)) {
+		return blockio.ErrBusy
+	}
+	err := v.read(nil, p, off)
+	if err != nil {
+		limit.Refund(qos.Read, len(p))
+	}
+	return err
 }
 
 // Read reads p at byte off.
 func (v *Volume) Read(ctx context.Context, p []byte, off int64) error {
+	if err := v.limiter.Load().Wait(ctx, qos.Read, len(p)); err != nil {
+		return err
+	}
 	return v.read(ctx, p, off)
 }
 

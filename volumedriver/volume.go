@@ -56,6 +56,7 @@ import (
 	"github.com/google/uuid"
 
 	"varve/volumedriver/blockio"
+	"varve/volumedriver/qos"
 	"varve/volumedriver/writelog"
 )
 
@@ -94,12 +95,15 @@ type Volume struct {
 	closed bool
 	freed  sync.Cond // on order: a claim ended
 
-	encrypted atomic.Bool   // has keys
-	logKey    *logKey       // for new records, once it is known; guarded by order
-	template  atomic.Bool   // takes no writes
-	reverting atomic.Bool   // a rollback is in the log and not yet in the map: nothing can be read
-	hurry     atomic.Uint64 // somebody waits until records up to this one are on the backend
-	snapping  sync.Mutex    // one change of the list of snapshots at a time; taken before order
+	encrypted atomic.Bool                 // has keys
+	logKey    *logKey                     // for new records, once it is known; guarded by order
+	limiter   atomic.Pointer[qos.Limiter] // nil: no limit
+	limiting  sync.Mutex                  // guards limitGate and the change of limiter
+	limitGate *qos.Gate                   // the vPool's, in limiter
+	template  atomic.Bool                 // takes no writes
+	reverting atomic.Bool                 // a rollback is in the log and not yet in the map: nothing can be read
+	hurry     atomic.Uint64               // somebody waits until records up to this one are on the backend
+	snapping  sync.Mutex                  // one change of the list of snapshots at a time; taken before order
 
 	lastBatch atomic.Uint64 // log batch of the last logged record: what a flush must cover
 	logged    atomic.Uint64
@@ -275,6 +279,10 @@ func (v *Volume) TryWrite(p []byte, off int64, f blockio.Flags, c blockio.Comple
 	if len(p) == 0 {
 		return v.tryEnd(0, off, f, c, tag)
 	}
+	limit := v.limiter.Load()
+	if !limit.Try(qos.Write, len(p)) {
+		return v.tryEnd(len(p), off, f, c, tag)
+	}
 	v.order.Lock()
 	err := v.appendLocked(p, off, f, c, tag)
 	v.order.Unlock()
@@ -283,6 +291,9 @@ func (v *Volume) TryWrite(p []byte, off int64, f blockio.Flags, c blockio.Comple
 		v.order.Lock()
 		err = v.appendLocked(p, off, f, c, tag)
 		v.order.Unlock()
+	}
+	if err != nil {
+		limit.Refund(qos.Write, len(p))
 	}
 	return err
 }
@@ -374,7 +385,7 @@ func (v *Volume) TryZero(off, n int64, f blockio.Flags, c blockio.Completer, tag
 	aligned := off&(blockSize-1) == 0 && (n&(blockSize-1) == 0 || off+n == v.size)
 	switch {
 	case err != nil:
-	case n == 0 || !aligned || v.d.pace.over():
+	case n == 0 || !aligned || v.d.pace.over() || !v.limiter.Load().Try(qos.Write, 0):
 		err = blockio.ErrBusy
 	default:
 		err = v.appendZeroLocked(uint64(off)/blockSize, uint64(roundUp(n))/blockSize, f, c, tag)
@@ -510,6 +521,9 @@ func (v *Volume) waitLogged(seq uint64) error {
 // ErrNoSpace only when nothing has been drained for the drain deadline.
 func (v *Volume) Write(ctx context.Context, p []byte, off int64, f blockio.Flags) error {
 	if err := v.checkWrite(len(p), off, f); err != nil || len(p) == 0 {
+		return err
+	}
+	if err := v.limiter.Load().Wait(ctx, qos.Write, len(p)); err != nil {
 		return err
 	}
 	if err := v.d.pace.wait(ctx, len(p)); err != nil {
@@ -674,7 +688,7 @@ func (v *Volume) readBlock(ctx context.Context, lba uint64, block []byte) error 
 		return nil
 	}
 	clear(block[n:])
-	return v.Read(ctx, block[:n], int64(lba)*blockSize)
+	return v.read(ctx, block[:n], int64(lba)*blockSize)
 }
 
 // Zero makes [off, off+n) read as zeros and gives back its storage.
@@ -683,6 +697,9 @@ func (v *Volume) Zero(ctx context.Context, off, n int64, f blockio.Flags) error 
 		return err
 	}
 	if n > 0 {
+		if err := v.limiter.Load().Wait(ctx, qos.Write, 0); err != nil {
+			return err
+		}
 		if err := v.d.pace.wait(ctx, blockSize); err != nil {
 			return err
 		}
