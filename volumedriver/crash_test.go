@@ -136,8 +136,11 @@ func (h *history) run(r *rig, rng *rand.Rand, n int) {
 			if err != nil {
 				all.Done()
 			} else {
-				if rng.IntN(3) == 0 {
+				switch rng.IntN(6) {
+				case 0:
 					v.Kick()
+				case 1:
+					v.KickSync()
 				}
 				continue
 			}

@@ -428,6 +428,13 @@ func (v *Volume) FlushInline() error {
 // Kick commits what was submitted to the node's log.
 func (v *Volume) Kick() { v.d.wal.Kick() }
 
+// KickSync is Kick that also syncs, on the calling goroutine, what of it has to be durable: for a connection that has nothing
+// else to do meanwhile.
+func (v *Volume) KickSync() { v.d.wal.KickSync() }
+
+// KickAhead is Kick for writes that a flush is going to follow.
+func (v *Volume) KickAhead() { v.d.wal.KickAhead() }
+
 // Logged implements writelog.Sink: the record is in the log's file.
 func (v *Volume) Logged(l *writelog.Logged) {
 	v.mu.Lock()

@@ -84,7 +84,9 @@ func (snapshot) TryFlush(c blockio.Completer, tag uint64) error {
 }
 
 // Kick implements nbd.Device.
-func (snapshot) Kick() {}
+func (snapshot) Kick()      {}
+func (snapshot) KickSync()  {}
+func (snapshot) KickAhead() {}
 
 // FlushInline implements nbd.Device.
 func (snapshot) FlushInline() error { return nil }

@@ -45,6 +45,8 @@ func (r *ram) ReadOnly() bool                           { return false }
 func (r *ram) TryRead([]byte, int64) error              { return blockio.ErrBusy }
 func (r *ram) TryFlush(blockio.Completer, uint64) error { return blockio.ErrBusy }
 func (r *ram) Kick()                                    {}
+func (r *ram) KickSync()                                {}
+func (r *ram) KickAhead()                               {}
 func (r *ram) FlushInline() error                       { return r.Flush(context.Background()) }
 func (r *ram) TryZero(int64, int64, blockio.Flags, blockio.Completer, uint64) error {
 	return blockio.ErrBusy

@@ -19,6 +19,10 @@ type Device interface {
 	TryZero(off, n int64, f blockio.Flags, c blockio.Completer, tag uint64) error
 	TryFlush(c blockio.Completer, tag uint64) error
 	Kick()
+	// KickSync is Kick that also does what has to reach the disk on the caller's goroutine, where it can. KickAhead is Kick for
+	// writes that a flush is going to follow.
+	KickSync()
+	KickAhead()
 	// FlushInline flushes on the caller's goroutine. It covers what every connection has been told is written.
 	FlushInline() error
 

@@ -29,6 +29,8 @@ type memory struct {
 	accepted int
 	flushes  int
 	inline   int
+	ahead    int // KickAhead
+	synced   int // KickSync
 
 	// hook, when set, is asked before each operation; blocking says that it may wait.
 	hook func(ctx context.Context, op string, off, n int64, blocking bool) error
@@ -168,6 +170,20 @@ func (m *memory) Kick() {
 		m.pending = run[:0] // keeps the memory: a burst costs no allocation
 	}
 	m.mu.Unlock()
+}
+
+func (m *memory) KickSync() {
+	m.mu.Lock()
+	m.synced++
+	m.mu.Unlock()
+	m.Kick()
+}
+
+func (m *memory) KickAhead() {
+	m.mu.Lock()
+	m.ahead++
+	m.mu.Unlock()
+	m.Kick()
 }
 
 // complete ends a run the way a committer does.

@@ -24,6 +24,9 @@ var (
 // aloneBursts is after how many bursts of a single request a connection is taken for one of queue depth 1.
 const aloneBursts = 2
 
+// foreseenPairs is how many lone writes in a row have to be followed by a lone flush before the next flush is foreseen.
+const foreseenPairs = 4
+
 // conn is a connection in transmission. The reader goroutine runs transmit and owns the fields of the first group; the
 // rest of the world reaches it through Done, Settle, drain and fail.
 type conn struct {
@@ -54,6 +57,10 @@ type conn struct {
 	durable   bool     // and some of it has to reach the disk
 	decoded   int      // requests in this burst
 	alone     int      // bursts in a row that were one request
+	last      uint16   // command of the last request
+	loneWrite bool     // the last burst was one write
+	pairs     int      // bursts of one write, in a row, that were followed by one of one flush
+	foreseen  bool     // the next request is expected to be a flush
 	tally     tally
 	readFn    func(fd uintptr) bool
 	payload   []byte // where payloadFn reads to
@@ -155,10 +162,33 @@ func (c *conn) read() error {
 		if err != nil || !more {
 			return err
 		}
+		if c.foreseen {
+			c.foreseen = false
+			_ = c.dev.FlushInline() // who asks for it is told how it went
+		}
 		if err := c.fill(); err != nil {
 			return err
 		}
 	}
+}
+
+// foresee says whether this burst, a lone write, will be followed by a flush: the client writes and flushes in turn, one request
+// at a time. The disk then begins before the write is answered, and is flushed while the answer and the next request travel. Nobody
+// is told of it; the flush, when it comes, finds everything durable, or waits as any other. A client that breaks the habit
+// waits once for what it did not ask for.
+func (c *conn) foresee() bool {
+	switch {
+	case c.decoded == 0: // a part of a request
+	case c.decoded == 1 && c.last == cmdFlush && c.loneWrite:
+		c.loneWrite = false
+		c.pairs++
+	case c.decoded != 1 || c.last != cmdWrite || c.loneWrite:
+		c.loneWrite, c.pairs = false, 0
+	default:
+		c.loneWrite = true
+		return c.pairs >= foreseenPairs && c.r == c.w && c.flying.Load() == 1
+	}
+	return false
 }
 
 // burst decodes and submits all that is complete in the input buffer. more is false after a goodbye.
@@ -210,6 +240,7 @@ func (c *conn) unsent() int64 {
 // count notes a request that is about to be served.
 func (c *conn) count(q request) {
 	c.decoded++
+	c.last = q.cmd
 	c.tally.any = true
 	if q.cmd >= cmdCount {
 		c.tally.unknown++
@@ -296,13 +327,23 @@ func (c *conn) beginBurst() {
 // endBurst commits what was submitted and sends what is answered. Reads do not wait for a commit that has to reach the
 // disk: they are sent before it.
 func (c *conn) endBurst() {
+	lone := false
 	if c.durable {
 		c.durable = false
 		c.sendBurst()
+		lone = c.alone >= aloneBursts && c.decoded == 1 && c.r == c.w && c.flying.Load() == 1
 	}
+	c.foreseen = c.foresee()
 	if c.submitted {
 		c.submitted = false
-		c.dev.Kick()
+		switch {
+		case lone:
+			c.dev.KickSync()
+		case c.foreseen:
+			c.dev.KickAhead()
+		default:
+			c.dev.Kick()
+		}
 	}
 	switch {
 	case c.decoded == 1:

@@ -445,6 +445,77 @@ func TestFlushInline(t *testing.T) {
 	}
 }
 
+// TestForeseenFlush: a client that writes and flushes in turn is flushed before it asks. Any other habit ends that.
+func TestForeseenFlush(t *testing.T) {
+	m := newMemory(1 << 20)
+	c, _, _ := serveOne(t, m, true, Limits{})
+	counts := func() (ahead, inline int) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.ahead, m.inline
+	}
+	for range 10 {
+		c.pwrite(0, make([]byte, 4096))
+		c.ok(cmdFlush, 0, 0, 0, nil)
+	}
+	if ahead, _ := counts(); ahead != 10-foreseenPairs {
+		t.Fatalf("%d of 10 flushes foreseen", ahead)
+	}
+	// The flush goes out without being asked for, and the write it covers was answered before.
+	_, before := counts()
+	c.pwrite(0, make([]byte, 4096))
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, inline := counts(); inline == before+1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nothing was flushed ahead")
+		}
+	}
+	m.mu.Lock()
+	if m.flushed != m.replied {
+		t.Errorf("flushed %d of %d answered writes", m.flushed, m.replied)
+	}
+	m.mu.Unlock()
+	c.pread(0, 4096)
+	foreseen, _ := counts()
+	for range foreseenPairs {
+		c.pwrite(0, make([]byte, 4096))
+		c.pread(0, 4096)
+		c.ok(cmdFlush, 0, 0, 0, nil)
+	}
+	if ahead, _ := counts(); ahead != foreseen {
+		t.Fatalf("%d flushes foreseen of a client that reads in between", ahead-foreseen)
+	}
+}
+
+// TestLoneDurableWrite: FUA of a client of queue depth 1 is synced by its reader; of one with more in flight it is not.
+func TestLoneDurableWrite(t *testing.T) {
+	m := newMemory(1 << 20)
+	c, _, _ := serveOne(t, m, true, Limits{})
+	for range 10 {
+		c.ok(cmdWrite, cmdFlagFUA, 0, 4096, make([]byte, 4096))
+	}
+	m.mu.Lock()
+	synced := m.synced
+	m.mu.Unlock()
+	if synced < 10-aloneBursts-1 {
+		t.Fatalf("%d of 10 synced by the reader", synced)
+	}
+	two := rawRequest(cmdWrite, cmdFlagFUA, 1, 0, 512, make([]byte, 512))
+	for range 10 {
+		c.send(cat(two, two))
+		for range 2 {
+			c.next(1, cmdWrite, 0)
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.synced != synced {
+		t.Fatalf("%d bursts were synced by the reader", m.synced-synced)
+	}
+}
+
 // flushOracle checks C6: a write answered on one connection is covered by a flush of any other.
 func flushOracle(t *testing.T, device func() Device, covered func() bool) bool {
 	e := newExports(map[string]Device{})

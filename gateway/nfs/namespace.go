@@ -156,6 +156,7 @@ type File interface {
 	TryWrite(p []byte, off int64, f blockio.Flags, c blockio.Completer, tag uint64) error
 	TryFlush(c blockio.Completer, tag uint64) error
 	Kick()
+	KickSync()
 	FlushInline() error
 	Read(ctx context.Context, p []byte, off int64) error
 	Write(ctx context.Context, p []byte, off int64, f blockio.Flags) error

@@ -61,3 +61,7 @@ type File interface {
 // CacheDropper is a File that can give back the memory in which the system keeps its bytes. It is a hint: bytes that are
 // durable only have to be read from the device again.
 type CacheDropper interface{ DropCache() }
+
+// WriteStarter is a File that can let the device begin with bytes that were written, without waiting for it and without making
+// them durable: a hint that makes the Datasync that follows shorter. An error of the device is still that Datasync's.
+type WriteStarter interface{ StartWrite(off, n int64) }

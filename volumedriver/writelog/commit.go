@@ -8,6 +8,7 @@ import (
 
 	"varve/volumedriver/blockio"
 	"varve/volumedriver/seal"
+	"varve/volumedriver/vfs"
 )
 
 // entry is a record in a batch.
@@ -200,19 +201,49 @@ func (l *Log) admitLocked(records, blocks int, data bool) error {
 }
 
 // Kick commits what has been appended. The caller becomes the committer if nobody is; else that one takes it along.
-func (l *Log) Kick() {
+func (l *Log) Kick() { l.kick(kicked) }
+
+// KickAhead is Kick for writes of which a sync is going to be asked: the device begins with them at once.
+func (l *Log) KickAhead() { l.kick(kickedAhead) }
+
+// KickSync is Kick for a goroutine whose requests wait for a sync and that has nothing else to do: it syncs what it has
+// committed itself, unless a sync is running already, at whose end the syncer sees to the rest. That spares a lone client two
+// switches between goroutines for each durable write.
+func (l *Log) KickSync() {
+	if !l.kick(kickedSync) {
+		return
+	}
+	l.smu.Lock()
+	defer l.smu.Unlock()
+	if !l.syncing && l.want > l.durable.Load() && l.Err() == nil {
+		l.syncLocked(l.current, l.written.Load())
+	}
+}
+
+// purpose is what the one who became the committer is going to do next.
+type purpose uint8
+
+const (
+	kicked      purpose = iota
+	kickedAhead         // someone is going to ask for a sync
+	kickedSync          // sync it
+)
+
+// kick reports whether the caller was the committer.
+func (l *Log) kick(p purpose) bool {
 	l.mu.Lock()
 	if l.open.empty() {
 		l.mu.Unlock()
-		return
+		return false
 	}
 	l.kicked = l.open.number
 	if l.committing {
 		l.mu.Unlock()
-		return
+		return false
 	}
-	l.committing = true
+	l.committing, l.purpose = true, p
 	l.commitLocked(2)
+	return true
 }
 
 // commitLocked commits until no kicked batch is left, and gives up the role and mu. After that many rounds it hands the
@@ -220,6 +251,7 @@ func (l *Log) Kick() {
 func (l *Log) commitLocked(rounds int) {
 	for ; !l.open.empty() && (l.kicked >= l.open.number || l.Err() != nil); rounds-- {
 		if rounds == 0 {
+			l.purpose = kicked
 			l.mu.Unlock()
 			l.handover <- struct{}{} // has room for one, and there is one committer
 			return
@@ -238,7 +270,7 @@ func (l *Log) commitLocked(rounds int) {
 		l.spare = b
 		l.wakeSpaceLocked()
 	}
-	l.committing = false
+	l.committing, l.purpose = false, kicked
 	l.wakeSpaceLocked()
 	l.mu.Unlock()
 }
@@ -350,7 +382,33 @@ func (l *Log) write(b *batch) error {
 	}
 	l.chain = h.crc
 	l.bytesWritten.Add(uint64(size))
+	l.writeBehind(b, int64(size))
 	return nil
+}
+
+// writeBehind lets the device begin with a batch that will be synced at once, so that it works while the index is brought up to
+// date, replies are sent and the syncer wakes. Measured on a 2-core VM with a virtio disk: a batch of 8 KiB was durable 130 us
+// after its write instead of 170. While a sync runs nothing is begun: what gathers behind it goes out in one piece.
+func (l *Log) writeBehind(b *batch, size int64) {
+	f, ok := b.segment.file.(vfs.WriteStarter)
+	if !ok || l.purpose == kicked && !b.waitsForSync() {
+		return
+	}
+	l.smu.Lock()
+	syncing := l.syncing
+	l.smu.Unlock()
+	if !syncing {
+		f.StartWrite(b.off, size)
+	}
+}
+
+func (b *batch) waitsForSync() bool {
+	for i := range b.waiters {
+		if b.waiters[i].sync {
+			return true
+		}
+	}
+	return false
 }
 
 // roll ends the full segment and begins the one of b. When it returns, all batches before b are durable, and so is the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -109,6 +110,110 @@ func TestSyncRequestEndsWhenDurable(t *testing.T) {
 	if err := l.Sync(testContext, 3); err != nil || l.Durable() != 3 {
 		t.Fatal(err, l.Durable())
 	}
+}
+
+// TestKickSyncIsDurableOnReturn: without a syncer, what a lone client waits for is durable and told when KickSync returns.
+func TestKickSyncIsDurableOnReturn(t *testing.T) {
+	l, err := openIdle(testConfig(vfs.NewMem(1)), func(*Logged, int) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeLog(t, l)
+	o := &order{}
+	if err := l.Append(zeroRecord(1), nil, o, true, o, 1); err != nil {
+		t.Fatal(err)
+	}
+	l.KickSync()
+	o.is(t, "logged 1 in 1", "done 1 <nil>", "settle")
+	if l.Durable() != 1 || l.syncs.Load() != 1 {
+		t.Fatal(l.Durable(), l.syncs.Load())
+	}
+	// What nobody waits for is not synced, and a Kick by others wakes the syncer again.
+	if err := l.Append(zeroRecord(2), nil, o, false, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	l.KickSync()
+	l.KickSync()
+	if l.Written() != 2 || l.Durable() != 1 || l.purpose != kicked {
+		t.Fatal(l.Written(), l.Durable(), l.purpose)
+	}
+}
+
+// TestKickSyncFails: the sync that KickSync carries out fails as any other, once.
+func TestKickSyncFails(t *testing.T) {
+	errs := vfs.NewErrors(vfs.NewMem(1))
+	l := mustOpen(t, testConfig(errs))
+	waitSlots(t, l)
+	e, m := newEnds(), &order{}
+	fault := errs.Inject(vfs.Fault{Op: vfs.OpDatasync | vfs.OpSync, Path: "seg-*", Err: syscall.EIO})
+	if err := l.Append(zeroRecord(1), nil, m, true, e, 1); err != nil {
+		t.Fatal(err)
+	}
+	l.KickSync()
+	if err := e.wait(t, 1); !errors.Is(err, blockio.ErrFenced) || l.Durable() != 0 {
+		t.Fatal(err, l.Durable())
+	}
+	if err := l.Close(); !errors.Is(err, blockio.ErrFenced) || fault.Fired() != 1 {
+		t.Fatal(err, fault.Fired())
+	}
+}
+
+// starting is a file system whose files note what StartWrite is told.
+type starting struct {
+	vfs.FS
+	started chan [2]int64
+}
+
+func (s starting) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
+	f, err := s.FS.OpenFile(name, flag, perm)
+	return startingFile{f, s.started}, err
+}
+
+type startingFile struct {
+	vfs.File
+	started chan [2]int64
+}
+
+func (f startingFile) StartWrite(off, n int64) { f.started <- [2]int64{off, n} }
+
+// TestDeviceBeginsBeforeTheSync: with what is waited for, or will be, and with nothing else.
+func TestDeviceBeginsBeforeTheSync(t *testing.T) {
+	began := make(chan [2]int64, 10)
+	l := mustOpen(t, testConfig(starting{vfs.NewMem(1), began}))
+	defer closeLog(t, l)
+	o, e := &order{}, newEnds()
+	at := func(want ...[2]int64) {
+		t.Helper()
+		for _, w := range want {
+			if len(began) == 0 || <-began != w {
+				t.Fatalf("the device did not begin with %v", w)
+			}
+		}
+		if len(began) > 0 {
+			t.Fatalf("the device began with %v", <-began)
+		}
+	}
+	append1 := func(seq uint64, sync bool) {
+		t.Helper()
+		if err := l.Append(zeroRecord(seq), nil, o, sync, e, seq); err != nil {
+			t.Fatal(err)
+		}
+	}
+	append1(1, false)
+	l.Kick()
+	at()
+	append1(2, false)
+	l.KickAhead()
+	at([2]int64{2 * blockSize, blockSize})
+	append1(3, true)
+	l.Kick()
+	if err := e.wait(t, 3); err != nil {
+		t.Fatal(err)
+	}
+	at([2]int64{3 * blockSize, blockSize})
+	append1(4, false)
+	l.Kick()
+	at()
 }
 
 func TestAppendAllIsOneBatch(t *testing.T) {
@@ -471,7 +576,7 @@ func TestConcurrent(t *testing.T) {
 						return
 					}
 				}
-				l.Kick()
+				[]func(){l.Kick, l.KickSync, l.KickAhead}[i%3]()
 				switch i % 4 {
 				case 0:
 					if err := e.wait(t, r.Seq); err != nil {

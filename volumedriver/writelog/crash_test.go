@@ -35,7 +35,10 @@ func workload(l *Log, m *model, rng *rand.Rand, steps int) error {
 				return err
 			}
 		}
-		if rng.IntN(8) > 0 {
+		switch k := rng.IntN(8); {
+		case k > 4:
+			l.KickSync()
+		case k > 0:
 			l.Kick()
 		}
 		if rng.IntN(3) == 0 {

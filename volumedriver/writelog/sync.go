@@ -29,7 +29,9 @@ func (l *Log) publish(b *batch) error {
 	}
 	if len(l.pending) > 0 || l.unsynced >= syncBehindBytes {
 		l.want = b.number
-		l.work.Signal()
+		if l.purpose != kickedSync {
+			l.work.Signal()
+		}
 	}
 	l.wakeMovedLocked()
 	return nil

@@ -41,6 +41,8 @@
 //	             if in a free slot: seal the old segment with an empty batch, sync it, write the new header, sync that
 //	             one pwritev; Sink.Logged for each record; publish Written; Done for those who do not wait for a sync
 //	syncer     if someone waits: fdatasync, publish Durable, Done for all waiters up to it; appends and commits go on meanwhile
+//	KickSync   Kick, then what the syncer would do, on the same goroutine
+//	KickAhead  Kick; the device begins with the batch before anybody asks for a sync
 //
 // Only one goroutine at a time commits (committing) and only one syncs (syncing). A roll syncs as well, so it waits for
 // a running sync: of two syncs of one file descriptor only one may be told of an error.
@@ -278,6 +280,7 @@ type Log struct {
 	logged   Logged
 	settles  []blockio.Completer
 	sealHead []byte
+	purpose  purpose
 
 	meta     meta // owned by Open, the preparer, then Close
 	handover chan struct{}

@@ -266,6 +266,9 @@ func (f *File) Kick() {
 	complete()
 }
 
+// KickSync implements nfs.File.
+func (f *File) KickSync() { f.Kick() }
+
 // FlushInline implements nfs.File.
 func (f *File) FlushInline() error { return f.flush() }
 
