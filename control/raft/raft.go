@@ -100,7 +100,7 @@ const (
 	snapshotsKept          = 2
 	electionTimeout        = time.Second
 	aloneTimeout           = 50 * time.Millisecond // without a network an election only waits for this node's own disk
-	commitTimeout          = 20 * time.Millisecond // how long a follower may lag behind what is committed when nothing follows
+	commitTimeouts         = 50                    // in an election timeout: how long a follower may lag when nothing follows
 	startTimeout           = 60 * time.Second
 	applySlow              = 2 * time.Second
 	watermarkEvery         = 5 * time.Second
@@ -306,7 +306,7 @@ func (n *Node) raftConfig() *raft.Config {
 	c.LocalID = raft.ServerID(n.id.Node.String())
 	c.HeartbeatTimeout, c.ElectionTimeout = n.cfg.ElectionTimeout, n.cfg.ElectionTimeout
 	c.LeaderLeaseTimeout = max(n.cfg.ElectionTimeout/2, aloneTimeout)
-	c.CommitTimeout = commitTimeout
+	c.CommitTimeout = max(n.cfg.ElectionTimeout/commitTimeouts, time.Millisecond)
 	// Callers that wait to hand over a command are collected into one append. A buffered channel would let a command in
 	// that nobody answers when raft stops.
 	c.BatchApplyCh, c.MaxAppendEntries = false, batchEntriesMax
