@@ -176,7 +176,7 @@ func (w *Worker) keep(ctx context.Context, d Delivery, r *Run, stop context.Canc
 				stop(lost)
 				return
 			}
-			if err != nil && ctx.Err() == nil {
+			if err != nil { // also when the handler has ended meanwhile: the outcome then carries it
 				r.unsent(report)
 			}
 		}

@@ -359,6 +359,9 @@ func (c *StartTask) apply(t *tx) (Result, error) {
 	if row.State != TaskQueued {
 		return Result{}, &Error{Err: ErrConflict, Object: object, Detail: "is " + string(row.State)}
 	}
+	if row.NotBefore > t.at { // it was tried, and put back, since the proposer looked
+		return Result{}, &Error{Err: ErrConflict, Object: object, Detail: "may not start yet"}
+	}
 	if other := t.startBlocked(&row); other != nil {
 		return Result{}, &Error{Err: ErrConflict, Object: object, Detail: "waits for another of its kind", By: []string{other.ID.String()}}
 	}
