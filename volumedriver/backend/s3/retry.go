@@ -70,6 +70,11 @@ func (s *Store) attempt(ctx context.Context, l *lane, size int64, do func(ctx co
 func (s *Store) retry(ctx context.Context, l *lane, p policy, size int64, do func(ctx context.Context, n int) error) error {
 	for n := 0; ; n++ {
 		err := s.attempt(ctx, l, size, func(ctx context.Context) error { return do(ctx, n) })
+		if e, ok := errors.AsType[*Error](err); err == nil {
+			s.answered()
+		} else if ok && e.kind == transient && e.Status == 0 && ctx.Err() == nil {
+			s.away()
+		}
 		if err == nil || ctx.Err() != nil || !p.goesOn(n+1, err) {
 			if k := kindOf(err); err != nil && (k == refusal || k == full) {
 				s.refusals.Add(1)
@@ -90,12 +95,37 @@ func (s *Store) pause(ctx context.Context, n int, err error) error {
 		first = slowFirstWait
 	}
 	limit := min(s.cfg.Backoff, first<<min(n, 16))
+	back := s.back.Load()
+	if k := kindOf(err); k != transient {
+		back = nil // the store is there
+	}
 	t := time.NewTimer(rand.N(limit) + time.Millisecond)
 	defer t.Stop()
 	select {
 	case <-t.C:
 		return nil
+	case <-back.waits():
+		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+}
+
+// comeback lets those who wait for a store that is away go on as soon as one of them has reached it.
+type comeback struct{ reached chan struct{} }
+
+func (c *comeback) waits() <-chan struct{} {
+	if c == nil {
+		return nil
+	}
+	return c.reached
+}
+
+// away notes that the store was not reached, answered that it was.
+func (s *Store) away() { s.back.CompareAndSwap(nil, &comeback{make(chan struct{})}) }
+
+func (s *Store) answered() {
+	if c := s.back.Load(); c != nil && s.back.CompareAndSwap(c, nil) {
+		close(c.reached)
 	}
 }

@@ -30,7 +30,8 @@
 //
 // # Trying again
 //
-// Capped exponential backoff with full jitter; 503 and 429 begin slower. Each attempt has a deadline that grows with its size. Calls
+// Capped exponential backoff with full jitter; 503 and 429 begin slower. Who waits for a store that is away goes on as soon as
+// anybody has reached it. Each attempt has a deadline that grows with its size. Calls
 // that only ask end after a few attempts. Open and ReadAt go on for Patience, also after a refusal, since a guest waits and
 // credentials may be about to be changed: an error here is a disk error there.
 //
@@ -69,7 +70,7 @@ type Config struct {
 
 	Patience time.Duration // how long Open and ReadAt go on trying, a minute
 	Attempt  time.Duration // limit of one attempt, to which its size adds, 15 s
-	Backoff  time.Duration // the longest wait between attempts, 5 s
+	Backoff  time.Duration // the longest wait between attempts, 2 s
 
 	// Requests under way at a time: 64, 8, 4, 4.
 	Reads, Uploads, Scrubs, Replications int
@@ -92,7 +93,7 @@ func (Credentials) LogValue() slog.Value { return slog.StringValue("[credentials
 const (
 	patienceDef  = time.Minute
 	attemptDef   = 15 * time.Second
-	backoffDef   = 5 * time.Second
+	backoffDef   = 2 * time.Second
 	regionDef    = "us-east-1"
 	prefixMax    = 512
 	caBytesMax   = 64 << 10
@@ -155,6 +156,7 @@ type Store struct {
 	closed bool
 	calls  sync.WaitGroup
 
+	back              atomic.Pointer[comeback] // nil while the store answers
 	retries, refusals atomic.Int64
 }
 
