@@ -108,20 +108,20 @@ func (b *backoff) succeeded(account, from string) {
 	}
 }
 
-// makeRoomLocked drops what is forgotten, or anything, so that strangers cannot fill the memory.
+// makeRoomLocked drops an eighth of the counters once there are too many, those that make nobody wait first, so that strangers can
+// fill neither the memory nor the time of whoever signs in.
 func (b *backoff) makeRoomLocked(now time.Time) {
 	if len(b.by) < backoffKeysMax {
 		return
 	}
-	for k, t := range b.by {
-		if now.Sub(t.last) > backoffForgets || len(b.by) >= backoffKeysMax && now.After(t.until) {
-			delete(b.by, k)
+	for _, all := range []bool{false, true} {
+		for k, t := range b.by {
+			if len(b.by) <= backoffKeysMax-backoffKeysMax/8 {
+				return
+			}
+			if all || now.Sub(t.last) > backoffForgets || !now.Before(t.until) {
+				delete(b.by, k)
+			}
 		}
-	}
-	for k := range b.by {
-		if len(b.by) < backoffKeysMax {
-			return
-		}
-		delete(b.by, k)
 	}
 }

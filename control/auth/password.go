@@ -159,7 +159,7 @@ func isRun(s string) bool {
 	for _, step := range []rune{1, -1} {
 		run, last := true, rune(-1)
 		for _, r := range s {
-			if last >= 0 && r != last+step && !(last == '9' && r == '0') {
+			if last >= 0 && r != last+step && !(step == 1 && last == '9' && r == '0') && !(step == -1 && last == '0' && r == '9') {
 				run = false
 				break
 			}
