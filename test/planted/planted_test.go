@@ -30,10 +30,16 @@ type bug struct {
 	edits  []edit
 	pkg    string
 	caught string // regexp of the tests that catch it
+	within string // regexp of the subtests of those; empty for all
 	env    []string
 }
 
 var crashPoints = []string{"VARVE_CRASH_POINTS=3000"}
+
+// programs picks some of the exhaustive test's, each of which loses power before every call of the file system.
+func programs(names string) []string { return []string{"VARVE_PROGRAMS=^(" + names + ")$"} }
+
+func familyOps(n int) []string { return []string{fmt.Sprintf("VARVE_FAMILY_OPS=%d", n)} }
 
 var bugs = []bug{
 	{
@@ -163,6 +169,65 @@ var bugs = []bug{
 			"block, err := k.block(\"log\", [SaltBytes]byte{}, "}},
 		pkg: "./volumedriver/seal", caught: "TestLogCipher",
 	},
+	{
+		name: "snapshot before flush: a snapshot is acknowledged with its mark written and not synced",
+		edits: []edit{{"volumedriver/snapshot.go", "if err := m.v.Flush(ctx); err != nil {",
+			"if err := error(nil); err != nil {"}},
+		pkg: "./volumedriver", caught: "TestExhaustivePrograms", env: programs("snapshot, (write|template|clone)"),
+	},
+	{
+		name: "snapshot before flush: a snapshot does not end an SCO, and has what was written after it",
+		edits: []edit{{"volumedriver/destage.go", "if len(j.marks) > 0 && !snap || revert && records > 0 {",
+			"if revert && records > 0 {"}},
+		pkg: "./volumedriver", caught: "TestFamily", within: "^large-objects$", env: familyOps(1500),
+	},
+	{
+		name: "freeze after root: the root says that the snapshot is in the map before its generation is frozen",
+		edits: []edit{{"volumedriver/snapshot.go", "_, err = v.d.maps.Freeze(r.Handle, puts)",
+			"if err = v.d.maps.Put(puts[:1], true); err == nil {\n\t\t_, err = v.d.maps.Freeze(r.Handle, puts[1:])\n\t}"}},
+		pkg: "./volumedriver", caught: "TestExhaustivePrograms", env: programs("(write|overwrite|zero), snapshot|snapshot, .*"),
+	},
+	{
+		name:  "scrub ignores a clone: of a line of generations only the head is walked, not what snapshots have given to clones",
+		edits: []edit{{"volumedriver/scrub.go", "live = v.liveLocked(h)", "live = nil"}},
+		pkg:   "./volumedriver", caught: "TestExhaustivePrograms", env: programs("(clone|snapshot|overwrite), scrub"),
+	},
+	{
+		name:  "forward table lost: the new places of what the scrub has moved are not durable when the old objects go",
+		edits: []edit{{"volumedriver/scrub.go", "d.maps.Update(puts, nil); err", "d.maps.Put(puts, false); err"}},
+		pkg:   "./volumedriver", caught: "TestExhaustivePrograms", env: programs("(overwrite|write|delete snapshot|zero), scrub|scrub, .*"),
+	},
+	{
+		name: "forward table lost: the old object is deleted before the new place is stored",
+		edits: []edit{{"volumedriver/scrub.go", "if err := d.maps.Update(puts, nil); err != nil {",
+			`for _, s := range victims {
+		if err := p.store.Delete(ctx, s.at.name(r.ID, s.seq)); err != nil {
+			return err
+		}
+	}
+	if err := d.maps.Update(puts, nil); err != nil {`}},
+		pkg: "./volumedriver", caught: "TestExhaustivePrograms", env: programs("(overwrite|write|delete snapshot|zero), scrub"),
+	},
+	{
+		name:  "deleted too early: a deleted snapshot's generation is given back while a rollback's branch needs it",
+		edits: []edit{{"volumedriver/snapshot.go", "if b.Parent == h {", "if false && b.Parent == h {"}},
+		pkg:   "./volumedriver", caught: "TestExhaustivePrograms", env: programs("rollback, delete snapshot"),
+	},
+	{
+		name:  "deleted too early: a snapshot is deleted under its clones",
+		edits: []edit{{"volumedriver/snapshot.go", "if n := v.d.children[id]; n > 0 {", "if n := v.d.children[id]; n > 1<<30 {"}},
+		pkg:   "./volumedriver", caught: "TestExhaustivePrograms", env: programs("clone, delete snapshot"),
+	},
+	{
+		name:  "rollback that keeps the head's map: the new line is forked, and the root still names the old one",
+		edits: []edit{{"volumedriver/clone.go", "\t\tr.Handle = h\n", ""}},
+		pkg:   "./volumedriver", caught: "TestExhaustivePrograms", env: programs("rollback"),
+	},
+	{
+		name:  "map older than its log: what is below the floor is taken",
+		edits: []edit{{"volumedriver/floor.go", "if d.floor.number < low {", "if false && d.floor.number < low {"}},
+		pkg:   "./volumedriver", caught: "TestOlderMapIsRefused",
+	},
 }
 
 func TestPlantedBugsAreCaught(t *testing.T) {
@@ -216,7 +281,7 @@ func (b bug) plant(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("the bug does not compile: %v\n%s", err, out)
 	}
-	run := exec.Command(binary, "-test.run=^("+b.caught+")$", "-test.timeout=90s", "-test.failfast")
+	run := exec.Command(binary, "-test.run=^("+b.caught+")$/"+b.within, "-test.timeout=90s", "-test.failfast")
 	run.Dir = filepath.Join(root, b.pkg)
 	run.Env = append(os.Environ(), b.env...)
 	start := time.Now()
