@@ -103,6 +103,9 @@ func (s *Volumes) Open(ctx context.Context, id uuid.UUID) (v *volumedriver.Volum
 		s.mu.Unlock()
 		if busy == nil {
 			v, err := s.activate(ctx, id)
+			if err != nil {
+				v = nil
+			}
 			s.settle(id, sl, v)
 			if err != nil {
 				return nil, nil, err
@@ -164,7 +167,7 @@ func (s *Volumes) activate(ctx context.Context, id uuid.UUID) (*volumedriver.Vol
 	if err != nil {
 		return nil, fmt.Errorf("open volume %s: %w", id, err)
 	}
-	return v, nil
+	return v, limit(view, vol, v)
 }
 
 func (s *Volumes) spec(view *state.View, vol state.Volume) (volumedriver.Spec, error) {

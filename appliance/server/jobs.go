@@ -147,6 +147,7 @@ func (m *automation) run(ctx context.Context, g *errgroup.Group, a *appliance) {
 		})
 	}
 	g.Go(func() error { return a.watchBackends(ctx) })
+	g.Go(func() error { return named("policies", a.volumes.FollowPolicies(ctx, a.logOf("policy"))) })
 	a.events.Emit(events.UpAndRunning, events.TopicNode, a.raft.ID().String(), map[string]string{"version": a.cfg.Version})
 }
 

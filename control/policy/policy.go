@@ -36,19 +36,15 @@ type Effective struct {
 	BytesMax             Value[int64]           `json:"bytes_max"`
 }
 
-// defaults of a cluster: a larger one than of one node protects against the loss of a node.
-func defaults(nodes int) Effective {
-	class := state.ClassNone
-	if nodes > 1 {
-		class = "sync"
-	}
+// defaults where nobody set anything.
+func defaults() Effective {
 	return Effective{
 		Retention:            def(retention.Default()),
 		ReplicaRetention:     def(retention.Default()),
 		Zone:                 def("UTC"),
 		SpaceOverheadPercent: def(35),
 		VerifyDays:           def(30),
-		Class:                def(class),
+		Class:                def(state.ClassNone),
 		PeerLoss:             def("preferred"),
 		IOPSMax:              def(int64(0)),
 		BytesMax:             def(int64(0)),
@@ -68,7 +64,7 @@ func OfCluster(v *state.View) Effective { return resolve(v, []state.Ref{state.Sc
 
 // resolve goes from the widest scope to the nearest; each sets what it names.
 func resolve(v *state.View, nearestFirst []state.Ref) Effective {
-	e := defaults(len(v.Nodes()))
+	e := defaults()
 	for i := len(nearestFirst) - 1; i >= 0; i-- {
 		p, ok := v.Policy(nearestFirst[i])
 		if !ok {
@@ -120,6 +116,15 @@ func (c *Controller) Set(ctx context.Context, scope state.Ref, rev uint64, spec 
 		if err := CheckZone(*spec.Zone); err != nil {
 			return err
 		}
+	}
+	// A setting that nothing obeys would be a promise that is not kept.
+	if spec.Class != nil && *spec.Class != state.ClassNone || spec.PeerLoss != nil {
+		return &state.Error{Err: state.ErrInvalid, Object: "policy of " + scope.Kind,
+			Detail: "this version keeps no second copy of the write log: its durability class is none", Remedy: "leave class and peer_loss out"}
+	}
+	if spec.ReplicaRetention != nil {
+		return &state.Error{Err: state.ErrInvalid, Object: "policy of " + scope.Kind, Detail: "this version replicates no snapshots",
+			Remedy: "leave replica_retention out"}
 	}
 	if _, err := c.Raft.Apply(ctx, &state.SetPolicy{Scope: scope, Rev: rev, Spec: spec}); err != nil {
 		return fmt.Errorf("set policy: %w", err)
