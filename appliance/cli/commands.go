@@ -426,7 +426,7 @@ func (e *env) automationCommands() []*cobra.Command {
 			e.verb(verb{use: "create NAME --product NAME", short: "Make a branding", args: []string{"NAME"}, method: http.MethodPost, path: at("brandings"), body: brandingBody, flags: brandingFlags}),
 			e.verb(verb{use: "set NAME --product NAME", short: "Replace a branding", args: []string{"NAME"}, method: http.MethodPut, path: at("brandings", "$"), body: brandingBody, flags: brandingFlags}),
 			e.verb(verb{use: "delete NAME --confirm NAME", short: "Delete a branding", args: []string{"NAME"}, method: http.MethodDelete, path: at("brandings", "$"), confirm: firstArg})),
-		e.apiCommand(), e.manCommand(),
+		e.apiCommand(), e.manCommand(), e.supportCommand(),
 	}
 }
 

@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"archive/tar"
+	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -138,6 +141,10 @@ func TestObjectCommands(t *testing.T) {
 		{"api GET /self", "", 0, `"kind":"local"`, ``},
 		{"api GET /nope", "", 3, ``, `no such path`},
 		{"man " + dir + "/man", "", 0, ``, ``},
+		{"support sections", "", 0, `(?m)^vdisks `, ``},
+		{"support bundle " + dir + "/bundle.tar.gz", "", 0, `holds 12 sections`, ``},
+		{"support bundle " + dir + "/bundle.tar.gz", "", 4, ``, `there already`},
+		{"support bundle " + dir + "/b2 --section moon", "", 2, ``, `no section`},
 	} {
 		r := feed(t.Context(), step.in, append([]string{"--data", data}, strings.Split(step.line, " ")...)...)
 		for _, c := range []struct{ what, got, want string }{{"stdout", r.out, step.out}, {"stderr", r.err, step.err}} {
@@ -151,6 +158,16 @@ func TestObjectCommands(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(dir, "man", "varve-vdisk-clone.1")); err != nil || !strings.Contains(string(b), "without copying") {
 		t.Errorf("manual page: %v", err)
+	}
+	for name, text := range unpack(t, filepath.Join(dir, "bundle.tar.gz")) {
+		for _, canary := range []string{"alice", "hooks.example", "local://", "varve_", "argon2", "127.0.0.1:0", "correct horse"} {
+			if strings.Contains(text, canary) && name != "audit.json" {
+				t.Errorf("%s of the support bundle holds %s:\n%s", name, canary, text)
+			}
+		}
+		if name == "vdisks.json" && !strings.Contains(text, "default/d") || name == "manifest.json" && strings.Contains(text, "missing") {
+			t.Errorf("%s: %s", name, text)
+		}
 	}
 	var st v1.Status
 	if r := varve(t.Context(), nil, "--data", data, "status", "-o", "json"); json.Unmarshal([]byte(r.out), &st) != nil {
@@ -180,4 +197,33 @@ func feed(ctx context.Context, in string, args ...string) ran {
 	var out, errOut buffer
 	code := Main(ctx, args, Std{In: strings.NewReader(in), Out: &out, Err: &errOut, Getenv: func(string) string { return "" }, Version: "1.2.3"})
 	return ran{code, out.String(), errOut.String()}
+}
+
+// unpack reads a support bundle.
+func unpack(t *testing.T, path string) map[string]string {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	zip, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := make(map[string]string)
+	for files := tar.NewReader(zip); ; {
+		h, err := files.Next()
+		if errors.Is(err, io.EOF) {
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[filepath.Base(h.Name)] = string(b)
+	}
 }
