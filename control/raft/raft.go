@@ -322,15 +322,30 @@ func (n *Node) bootstrap(conf *raft.Config, logs logStore, snaps raft.SnapshotSt
 	if err != nil {
 		return fmt.Errorf("look for raft state: %w", err)
 	}
-	if has || n.id.Phase == joining {
+	last, err := logs.LastIndex()
+	if err != nil {
+		return fmt.Errorf("look for raft state: %w", err)
+	}
+	list, err := snaps.List()
+	if err != nil {
+		return fmt.Errorf("list raft snapshots: %w", err)
+	}
+	empty := last == 0 && len(list) == 0
+	if n.id.Phase == joining || has && !(empty && n.id.Phase == forming) {
 		return nil
 	}
 	if n.id.Phase == member {
 		return fmt.Errorf("%w: node %s was a member but %s holds no state; restore it from a backup, or start in an empty data "+
 			"directory as a new node", ErrIdentity, n.id.Node, n.dir)
 	}
+	// As raft.BootstrapCluster, which cannot be repeated when it got no further than the term: alone and with an empty log
+	// this node can have voted for nobody else.
 	voters := raft.Configuration{Servers: []raft.Server{{ID: conf.LocalID, Address: t.LocalAddr()}}}
-	if err := raft.BootstrapCluster(conf, logs, logs, snaps, t, voters); err != nil {
+	if err := logs.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+		return fmt.Errorf("bootstrap raft: %w", err)
+	}
+	entry := &raft.Log{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(voters)}
+	if err := logs.StoreLog(entry); err != nil {
 		return fmt.Errorf("bootstrap raft: %w", err)
 	}
 	return nil
