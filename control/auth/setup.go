@@ -20,7 +20,7 @@ type setupCode struct {
 	tries int
 }
 
-// renew makes a code of 60 random bits, as XXXX-XXXX-XXXX.
+// renew makes a code of 60 random bits, in three groups of four characters.
 func (s *setupCode) renew() string {
 	b := make([]byte, 8)
 	rand.Read(b)
