@@ -307,16 +307,17 @@ func (b *Builder) packFrames() (packed int, err error) {
 		}
 		if frame == nil {
 			frame, codec = plain, None
-		} else {
-			packed++
+		} else if packed++; packed == 1 && f.seal == nil {
+			out = append(out, b.data[:from*blockio.BlockSize]...) // the raw frames so far
 		}
-		at := len(out)
+		at, size := len(out), len(frame)
 		if f.seal != nil {
 			out = f.seal.aead.Seal(out, f.seal.prepare(x, uint32(k)), frame, x.aad[:aadBytes])
-		} else {
+			size = len(out) - at
+		} else if packed > 0 { // if none will be compressed, the blocks are the data as they are
 			out = append(out, frame...)
 		}
-		f.stored = append(f.stored, uint32(codec)<<24|uint32(len(out)-at))
+		f.stored = append(f.stored, uint32(codec)<<24|uint32(size))
 	}
 	b.out = out
 	return packed, nil

@@ -24,7 +24,7 @@ const (
 	aadBytes    = 16 + 8 + 8 + 4 + seal.SaltBytes
 	minSaving   = 8 // a frame is compressed if that saves 1/8
 	offEvery    = 16
-	sampleBytes = 1024 // of a frame, looked at before it is compressed
+	sampleBytes = 1024 // of a large frame, looked at before it is compressed
 )
 
 // Codec is how a frame is compressed.
@@ -318,8 +318,12 @@ func (p *packer) compress(dst, plain []byte, crcs []uint32) ([]byte, error) {
 // n(n-1)/2/256; a third more stands for a collision entropy of 7.6 bits.
 func looksRandom(plain []byte) bool {
 	var count [256]uint16
-	const pieces, piece = 16, sampleBytes / 16
-	step := len(plain) / pieces
+	const pieces = 16
+	sample := sampleBytes
+	if len(plain) <= frameBytes/4 {
+		sample /= 2
+	}
+	piece, step := sample/pieces, len(plain)/pieces
 	for i := range pieces {
 		at := i*step + i*1237%(step-piece) // not always the beginning of a block, where headers are
 		for _, c := range plain[at : at+piece] {
@@ -330,7 +334,7 @@ func looksRandom(plain []byte) bool {
 	for _, n := range count {
 		pairs += int(n) * (int(n) - 1) / 2
 	}
-	return pairs < sampleBytes*(sampleBytes-1)/2/256*4/3
+	return pairs < sample*(sample-1)/2/256*4/3
 }
 
 // repeats says whether two blocks of a frame are probably equal: then also random ones compress.

@@ -407,7 +407,8 @@ func parse(b []byte) (*Header, []byte, error) {
 		markSize < marks*markBytes || markSize > marks*(markBytes+MaxMarkBytes) || 1<<(b[132]&31) > MaxAlign || b[132] > 31 ||
 		1<<(b[133]&31) > MaxFrameBlocks || b[133] > 31 || b[134]|b[135] != 0 || u(176)|u(184) != 0 ||
 		sealed != (h.KeyID != uuid.Nil) || !sealed && h.frames.salt != [seal.SaltBytes]byte{} {
-		return nil, nil, fmt.Errorf("SCO with %d zero ranges, %d extents, %d blocks, %d marks: %w", zeros, extents, blocks, marks, ErrFormat)
+		return nil, nil, fmt.Errorf("SCO with %d zero ranges, %d extents, %d blocks, %d marks: %w",
+			zeros, extents, blocks, marks, ErrFormat)
 	}
 	h.frames.header, h.frames.blocks, h.frames.bytes, h.frames.alignLog2, h.frames.log2 = int64(n), int(blocks), int64(u(136)), b[132], b[133]
 	frames := 0
