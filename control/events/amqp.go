@@ -45,7 +45,8 @@ func newAMQP(ctx context.Context, s state.Sink, secret []byte) (_ *amqpSender, e
 		return nil, err
 	}
 	dial := dialer(s.Local)
-	conf := amqp.Config{Heartbeat: amqpHeartbeat, FrameSize: amqpFrameBytes, Locale: "en_US", SASL: []amqp.Authentication{&amqp.PlainAuth{Username: user, Password: password}},
+	conf := amqp.Config{Heartbeat: amqpHeartbeat, FrameSize: amqpFrameBytes, Locale: "en_US",
+		SASL:       []amqp.Authentication{&amqp.PlainAuth{Username: user, Password: password}},
 		Properties: amqp.Table{"product": "varve"},
 		Dial: func(network, address string) (net.Conn, error) {
 			c, err := dial(ctx, network, address)
