@@ -35,11 +35,16 @@ type Records struct {
 	fragments int
 }
 
-// Space returns where to read into; it is never empty.
+// Space returns where to read into; it is never empty. A buffer that the last read has filled is doubled, up to what a connection
+// at rest may keep: more is waiting, and records that are taken together are committed and answered together.
 func (s *Records) Space() []byte {
 	switch {
 	case s.buf == nil:
 		s.buf = make([]byte, BufferBytesMin)
+	case s.w == len(s.buf) && len(s.buf) < idleBufferBytesMax:
+		grown := make([]byte, 2*len(s.buf))
+		s.w = copy(grown, s.buf[s.r:s.w])
+		s.r, s.buf = 0, grown
 	case s.r == s.w:
 		s.r, s.w = 0, 0
 	case s.w == len(s.buf) && (s.r > len(s.buf)/2 || s.r > 0 && len(s.buf) > RecordBytesMax):

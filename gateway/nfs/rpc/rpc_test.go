@@ -90,6 +90,35 @@ func TestMemoryFollowsWhatArrived(t *testing.T) {
 	}
 }
 
+// TestBufferGrowsWithBursts: of many records that wait, one read takes many; the buffer stays what a connection may keep.
+func TestBufferGrowsWithBursts(t *testing.T) {
+	var s Records
+	b, start := BeginRecord(nil)
+	b = EndRecord(append(b, make([]byte, 4<<10+200)...), start)
+	stream := bytes.Repeat(b, 200)
+	most := 0
+	for len(stream) > 0 {
+		n := copy(s.Space(), stream)
+		s.Filled(n)
+		stream = stream[n:]
+		taken := 0
+		for {
+			_, ok, err := s.Next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !ok {
+				break
+			}
+			taken++
+		}
+		most = max(most, taken)
+	}
+	if most < 14 || s.Large() || s.Partial() {
+		t.Fatalf("at most %d records at once, large %t", most, s.Large())
+	}
+}
+
 // TestEndlessLargeRecords: the buffer does not grow with the number of records.
 func TestEndlessLargeRecords(t *testing.T) {
 	var s Records
