@@ -102,9 +102,10 @@ func (s settings) wantsPeer(peer string) bool {
 	return len(s.peers) == 0 || slices.Contains(s.peers, peer)
 }
 
-// rows are G1-G8, G13-G15 and those of S3 (s3.go) of the goals, in the order in which they run: G7 comes last of NBD since it
+// rows are G1-G8, G13-G15, those of S3 (s3.go) and S5-S7 (scaling.go, which go together) of the goals, in the order in which
+// they run: G7 comes last of NBD since it
 // rewrites the area in order, which would make the random rows easier.
-var rows = []string{"G1", "G2", "G3", "G4", "G5", "G6", "G8", "G7", "G13", "G14", "G15", "G17", "G19", "G20"}
+var rows = []string{"G1", "G2", "G3", "G4", "G5", "G6", "G8", "G7", "G13", "G14", "G15", "G17", "G19", "G20", "S5", "S6", "S7"}
 
 func main() {
 	if address := os.Getenv(s3ServerEnv); address != "" {
@@ -124,14 +125,15 @@ func main() {
 	}
 }
 
-// diskBytesMin is what has to be free: dead blocks of ours stay for the time of a run. The rows of S3 keep their objects in memory.
+// diskBytesMin is what has to be free: dead blocks of ours stay for the time of a run. The rows of S3 keep their objects in
+// memory, and those of scaling are small.
 const (
 	diskBytesMin   = 24 << 30
 	diskBytesOfS3s = 6 << 30
 )
 
 func (s settings) diskBytes() int64 {
-	if len(s.rows) > 0 && !slices.ContainsFunc(s.rows, func(row string) bool { return !slices.Contains(s3Rows, row) }) {
+	if len(s.rows) > 0 && !slices.ContainsFunc(s.rows, func(row string) bool { return !slices.Contains(s3Rows, row) && !slices.Contains(scalingRows, row) }) {
 		return diskBytesOfS3s
 	}
 	return diskBytesMin
@@ -156,7 +158,7 @@ func run(ctx context.Context, s settings) error {
 	fmt.Printf("%s: runs of %s, %d repetitions interleaved (ABBA), TCP loopback (G2: unix sockets),\n"+
 		"area of %d MiB, all on one file system, overwritten twice before, log of ours %s\n",
 		strings.Join(chosen, " "), s.runTime, s.repeat, areaBytes>>20, logSize)
-	err := errors.Join(phase(ctx, out, r, nbdRun), phase(ctx, out, r, nfsRun), phase(ctx, out, r, s3Run))
+	err := errors.Join(phase(ctx, out, r, nbdRun), phase(ctx, out, r, nfsRun), phase(ctx, out, r, s3Run), phase(ctx, out, r, scalingRun))
 	r.print(os.Stdout)
 	path := filepath.Join(out, begin.UTC().Format("20060102-150405")+".json")
 	if werr := r.write(path, begin); werr != nil {

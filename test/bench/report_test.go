@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -97,7 +98,7 @@ func TestLoads(t *testing.T) {
 		of[l.row]++
 	}
 	for _, row := range rows {
-		if of[row] == 0 {
+		if of[row] == 0 && !slices.Contains(s3Rows, row) && !slices.Contains(scalingRows, row) { // those print lines of their own
 			t.Errorf("row %s has no load", row)
 		}
 		delete(of, row)
