@@ -46,44 +46,44 @@ func e2e(limit string, prefixes ...string) []string {
 }
 
 var layers = []layer{
-	{name: "check", what: "formatting, vet, layout and import directions", limit: 4 * time.Minute, commands: [][]string{
+	{name: "check", what: "formatting, vet, layout and import directions", limit: 12 * time.Minute, commands: [][]string{
 		{"test/check.sh"},
 		{"go", "test", "-count=1", "./test/layout"},
 	}},
 	{name: "unit", what: "unit tests, models and crash points", limit: 20 * time.Minute, commands: [][]string{
 		{"go", "test", "-timeout", "15m", "./..."},
 	}},
-	{name: "race", what: "the race detector on the data path and the control state (short)", limit: 6 * time.Minute, commands: [][]string{
-		{"env", "CGO_ENABLED=1", "go", "test", "-race", "-short", "-timeout", "5m",
+	{name: "race", what: "the race detector on the data path and the control state (short)", limit: 15 * time.Minute, commands: [][]string{
+		{"env", "CGO_ENABLED=1", "go", "test", "-race", "-short", "-timeout", "12m",
 			"-skip", "^(TestTrim1TiB|TestBudgetFullyMapped)$", // they measure time and memory
 			"./volumedriver/...", "./gateway/...", "./control/..."},
 	}},
-	{name: "fuzz", what: "a short run of every fuzz target", limit: 5 * time.Minute, commands: [][]string{
+	{name: "fuzz", what: "a short run of every fuzz target", limit: 12 * time.Minute, commands: [][]string{
 		{"go", "run", "./test/fuzz"},
 	}},
-	{name: "planted", what: "known bugs planted in a copy, each caught by its test", limit: 8 * time.Minute, commands: [][]string{
-		{"go", "test", "-count=1", "-timeout", "7m", "-tags", "planted", "./test/planted"},
+	{name: "planted", what: "known bugs planted in a copy, each caught by its test", limit: 20 * time.Minute, commands: [][]string{
+		{"go", "test", "-count=1", "-timeout", "18m", "-tags", "planted", "./test/planted"},
 	}},
-	{name: "build", what: "the static binary", limit: 4 * time.Minute, commands: [][]string{{"make", "--no-print-directory", "build"}}},
-	{name: "nbd", what: "libnbd, nbdcopy, qemu-img, qemu-io and fio against the NBD server", limit: 5 * time.Minute,
-		commands: [][]string{e2e("4m", "NBD")}},
-	{name: "nfs", what: "libnfs and fio's nfs engine against the NFS server", limit: 4 * time.Minute,
-		commands: [][]string{e2e("3m", "NFS")}},
-	{name: "kill", what: "kills of the real process under load, rebuild from the backend", limit: 7 * time.Minute,
-		commands: [][]string{e2e("6m", "Kill", "Rebuild")}},
-	{name: "s3", what: "vPools on a real S3 server: a life from import to rebuild, an outage, kills, kills through a fault server", limit: 6 * time.Minute,
-		commands: [][]string{e2e("5m", "S3")}},
-	{name: "limits", what: "memory with many volumes, and rude clients", limit: 15 * time.Minute, commands: [][]string{
-		append([]string{"env", "VARVE_MIXED_SECONDS=600"}, e2e("14m", "Memory", "Rude")...),
+	{name: "build", what: "the static binary", limit: 8 * time.Minute, commands: [][]string{{"make", "--no-print-directory", "build"}}},
+	{name: "nbd", what: "libnbd, nbdcopy, qemu-img, qemu-io and fio against the NBD server", limit: 8 * time.Minute,
+		commands: [][]string{e2e("7m", "NBD")}},
+	{name: "nfs", what: "libnfs and fio's nfs engine against the NFS server", limit: 8 * time.Minute,
+		commands: [][]string{e2e("7m", "NFS")}},
+	{name: "kill", what: "kills of the real process under load, rebuild from the backend", limit: 10 * time.Minute,
+		commands: [][]string{e2e("9m", "Kill", "Rebuild")}},
+	{name: "s3", what: "vPools on a real S3 server: a life from import to rebuild, an outage, kills, kills through a fault server", limit: 12 * time.Minute,
+		commands: [][]string{e2e("11m", "S3")}},
+	{name: "limits", what: "memory with many volumes, and rude clients", limit: 20 * time.Minute, commands: [][]string{
+		append([]string{"env", "VARVE_MIXED_SECONDS=600"}, e2e("18m", "Memory", "Rude")...),
 		{"env", "VARVE_MAP_GIB=100", "VARVE_MAP_SECONDS=25", "go", "test", "-count=1", "-timeout", "90s", "-run", "^TestBudgetFullyMapped$",
 			"./volumedriver/blockmap"},
 	}},
-	{name: "api", what: "README's API examples by curl, planted secrets in no file", limit: 3 * time.Minute,
-		commands: [][]string{e2e("2m", "API")}},
-	{name: "automation", what: "simulated weeks of schedules on a real vPool, a real RabbitMQ through an outage", limit: 5 * time.Minute,
-		commands: [][]string{{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "4m", "./test/automation"}}},
-	{name: "cluster", what: "three appliances lose leaders, links, time and disk; control restarts under guests", limit: 4 * time.Minute,
-		commands: [][]string{{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "3m", "./test/cluster"}}},
+	{name: "api", what: "README's API examples by curl, planted secrets in no file", limit: 5 * time.Minute,
+		commands: [][]string{e2e("4m", "API")}},
+	{name: "automation", what: "simulated weeks of schedules on a real vPool, a real RabbitMQ through an outage", limit: 8 * time.Minute,
+		commands: [][]string{{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "7m", "./test/automation"}}},
+	{name: "cluster", what: "three appliances lose leaders, links, time and disk; control restarts under guests", limit: 10 * time.Minute,
+		commands: [][]string{{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "9m", "./test/cluster"}}},
 	{name: "guest", what: "a Linux guest's nbd-client and NFSv3 mounts", limit: 7 * time.Minute,
 		commands: [][]string{e2e("6m", "Guest")}},
 	{name: "vm", what: "a VM boots from our disk over NBD and over an NFS mount, is killed, boots again", limit: 7 * time.Minute,
