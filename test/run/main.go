@@ -55,7 +55,7 @@ var layers = []layer{
 	}},
 	{name: "race", what: "the race detector on the data path and the control state (short)", limit: 15 * time.Minute, commands: [][]string{
 		{"env", "CGO_ENABLED=1", "go", "test", "-race", "-short", "-timeout", "12m",
-			"-skip", "^(TestTrim1TiB|TestBudgetFullyMapped)$", // they measure time and memory
+			"-skip", "^(TestTrim1TiB|TestTrim1TiBWithSnapshots|TestBudgetFullyMapped)$", // they measure time and memory
 			"./volumedriver/...", "./gateway/...", "./control/..."},
 	}},
 	{name: "fuzz", what: "a short run of every fuzz target", limit: 12 * time.Minute, commands: [][]string{
