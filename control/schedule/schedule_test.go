@@ -258,7 +258,8 @@ func TestNothingLostOrDoubled(t *testing.T) {
 						stop = running(dispatcher(c, entries).Run)
 					}
 				}
-				time.Sleep(began.Add(hours*time.Hour + time.Minute).Sub(time.Now()))
+				// The last leader has to have had time to look.
+				time.Sleep(max(began.Add(hours*time.Hour+time.Minute).Sub(time.Now()), 2*time.Minute))
 				stop()
 				got := dues(t, c, "snapshot")
 				for h := 1; h <= hours; h++ {
