@@ -43,6 +43,12 @@
 // The log, the map and the objects know 4 KiB blocks. A request that covers part of a block claims the block (Volume.claims),
 // waits until what was accepted before is readable, reads, merges and appends the whole block. A full-block write to a claimed
 // block waits. Bytes of the last block beyond the volume's end are zero, always.
+//
+// # Further on
+//
+// Each of these begins with its concept, its order of steps and what a crash between them leaves: snapshot.go (snapshots are
+// marks in the log, frozen generations of the map), clone.go (clones, rollback, reading a snapshot), flatten.go, scrub.go (space,
+// checksums, orphans), keys.go (compression, encryption), limits.go, floor.go (a map must not be older than its log), claim.go.
 package volumedriver
 
 import (
