@@ -50,6 +50,7 @@ const (
 	scrubStop     = 0.75 // victims have at most this share of live blocks
 	scrubWindow   = 1 << 17
 	containerSCOs = 256
+	scrubTries    = 8 // of a Put
 )
 
 // ScrubOptions say what one pass does. The zero value reclaims down to the target.
@@ -220,6 +221,10 @@ func (d *Driver) Scrub(ctx context.Context, pool uuid.UUID, o ScrubOptions) (Scr
 	p := &scrubPass{d: d, s: s, o: o, pool: pool, store: store, roots: d.rootsOf(pool), limit: newByteRate(d)}
 	p.report.Volumes = len(p.roots)
 	var errs []error
+	if err := p.bury(ctx); err != nil { // first, so that there is room for what follows
+		errs = append(errs, fmt.Errorf("delete replaced objects of vPool %s: %w", pool, err))
+	}
+	p.report.Waiting = 0 // counted again at the end
 	for i := range p.roots {
 		if ctx.Err() != nil {
 			return p.report, ctx.Err()
@@ -561,9 +566,19 @@ func (p *scrubPass) container(ctx context.Context, r *root, victims []stored, ma
 		return err
 	}
 	name := ""
-	err = d.retryPool(ctx, p.pool, func() error { return nil }, func(attempt int, store backend.Backend) error {
+	// A store that is full or away for long ends the pass, which can be made again; what it has replaced is deleted all the same.
+	var last error
+	tries := 0
+	giveUp := func() error {
+		if tries++; tries >= scrubTries || errors.Is(last, backend.ErrNoSpace) {
+			return cmp.Or(last, errNoPool)
+		}
+		return nil
+	}
+	err = d.retryPool(ctx, p.pool, giveUp, func(attempt int, store backend.Backend) error {
 		name = sco.ContainerName(r.ID, r.epoch(), number, attempt)
-		return store.Put(ctx, name, parts...)
+		last = store.Put(ctx, name, parts...)
+		return last
 	})
 	if err != nil {
 		return err
