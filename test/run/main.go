@@ -1,5 +1,8 @@
 // Command run runs the test layers that CI runs, one after the other, and ends with the line `N passed, N failed`.
 //
+// A layer that mostly waits (ten minutes of a steady load) is marked to run beside: it starts with the first layer, at a low
+// priority, and what it printed is shown when its turn comes. Chosen alone it runs as any other.
+//
 // A layer is a list of commands. Those that are `go test` are run with -json, so that every test counts as one result;
 // any other command counts as one. Of what tests print, three kinds of lines reach the terminal: results to be shown
 // (harness.Show prints them with the prefix `» `), everything that a failing test printed, and skips. A skipped test is
@@ -13,6 +16,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"flag"
@@ -25,6 +29,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -35,6 +40,7 @@ type layer struct {
 	what     string
 	limit    time.Duration
 	optional bool // not part of the default list
+	beside   bool // runs while those before it do; its commands say `nice`
 	commands [][]string
 }
 
@@ -45,6 +51,14 @@ func e2e(limit string, prefixes ...string) []string {
 	return []string{"go", "test", "-tags", "e2e", "-count=1", "-timeout", limit, "-run", "^Test(" + strings.Join(prefixes, "|") + ")", "./test/e2e"}
 }
 
+// notRaced are the tests that measure time and memory, and those that go through thousands of cases with one goroutine,
+// where the detector finds nothing and costs minutes; the unit layer runs them all.
+var notRaced = []string{
+	"TestTrim1TiB", "TestTrim1TiBWithSnapshots", "TestBudgetFullyMapped", "TestScanOf1TiB",
+	"TestCrash", "TestGenerationsCrash", "TestFailingCalls", "TestFailingFreeze", "TestReleaseDeletes",
+	"TestScanLeavesTheHotSet", "TestRoundTrip", "TestBitFlips",
+}
+
 var layers = []layer{
 	{name: "check", what: "formatting, vet, layout and import directions", limit: 12 * time.Minute, commands: [][]string{
 		{"test/check.sh"},
@@ -53,9 +67,8 @@ var layers = []layer{
 	{name: "unit", what: "unit tests, models and crash points", limit: 20 * time.Minute, commands: [][]string{
 		{"go", "test", "-timeout", "15m", "./..."},
 	}},
-	{name: "race", what: "the race detector on the data path and the control state (short)", limit: 15 * time.Minute, commands: [][]string{
-		{"env", "CGO_ENABLED=1", "go", "test", "-race", "-short", "-timeout", "12m",
-			"-skip", "^(TestTrim1TiB|TestTrim1TiBWithSnapshots|TestBudgetFullyMapped)$", // they measure time and memory
+	{name: "race", what: "the race detector on the data path and the control state (short)", limit: 25 * time.Minute, commands: [][]string{
+		{"env", "CGO_ENABLED=1", "go", "test", "-race", "-short", "-timeout", "12m", "-skip", "^(" + strings.Join(notRaced, "|") + ")$",
 			"./volumedriver/...", "./gateway/...", "./control/..."},
 	}},
 	{name: "fuzz", what: "a short run of every fuzz target", limit: 12 * time.Minute, commands: [][]string{
@@ -73,11 +86,8 @@ var layers = []layer{
 		commands: [][]string{e2e("9m", "Kill", "Rebuild")}},
 	{name: "s3", what: "vPools on a real S3 server: a life from import to rebuild, an outage, kills, kills through a fault server", limit: 12 * time.Minute,
 		commands: [][]string{e2e("11m", "S3")}},
-	{name: "limits", what: "memory with many volumes, and rude clients", limit: 20 * time.Minute, commands: [][]string{
-		append([]string{"env", "VARVE_MIXED_SECONDS=600"}, e2e("18m", "Memory", "Rude")...),
-		{"env", "VARVE_MAP_GIB=100", "VARVE_MAP_SECONDS=25", "go", "test", "-count=1", "-timeout", "90s", "-run", "^TestBudgetFullyMapped$",
-			"./volumedriver/blockmap"},
-	}},
+	{name: "rude", what: "clients that are slow, do not read, or talk nonsense", limit: 8 * time.Minute,
+		commands: [][]string{e2e("7m", "Rude")}},
 	{name: "api", what: "README's API examples by curl, planted secrets in no file", limit: 5 * time.Minute,
 		commands: [][]string{e2e("4m", "API")}},
 	{name: "automation", what: "simulated weeks of schedules on a real vPool, a real RabbitMQ through an outage", limit: 8 * time.Minute,
@@ -88,6 +98,12 @@ var layers = []layer{
 		commands: [][]string{e2e("6m", "Guest")}},
 	{name: "vm", what: "a VM boots from our disk over NBD and over an NFS mount, is killed, boots again", limit: 7 * time.Minute,
 		commands: [][]string{e2e("6m", "VM")}},
+	{name: "memory", what: "memory with many volumes, a map at random under a budget, ten minutes of mixed load", limit: 45 * time.Minute, beside: true,
+		commands: [][]string{
+			append([]string{"nice", "env", "VARVE_MIXED_SECONDS=600"}, e2e("40m", "Memory")...),
+			{"nice", "env", "VARVE_MAP_GIB=100", "VARVE_MAP_SECONDS=25", "go", "test", "-count=1", "-timeout", "4m", "-run", "^TestBudgetFullyMapped$",
+				"./volumedriver/blockmap"},
+		}},
 	{name: "soak", what: "kills under load, then mixed load without, each for VARVE_SOAK_MINUTES", limit: 24 * time.Hour, optional: true,
 		commands: [][]string{e2e("24h", "Soak", "MemoryMixed")}},
 }
@@ -97,6 +113,43 @@ type tally struct {
 	passed  int
 	failed  []string
 	skipped []string
+}
+
+func (t *tally) add(o tally) {
+	t.passed += o.passed
+	t.failed = append(t.failed, o.failed...)
+	t.skipped = append(t.skipped, o.skipped...)
+}
+
+// started is a layer's run: its own output and results until done is closed.
+type started struct {
+	begin time.Time
+	took  time.Duration
+	out   output
+	sum   tally
+	done  chan struct{}
+}
+
+// output takes what a command's two streams say, and is read when the command has ended.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (l layer) start(ctx context.Context) *started {
+	s := &started{begin: time.Now(), done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		l.run(ctx, &s.out, &s.sum)
+		s.took = time.Since(s.begin)
+	}()
+	return s
 }
 
 func main() {
@@ -119,15 +172,34 @@ func main() {
 	var sum tally
 	var times []string
 	begin := time.Now()
+	var early []*started
 	for _, l := range chosen {
+		var s *started
+		if l.beside && len(chosen) > 1 {
+			s = l.start(ctx)
+		}
+		early = append(early, s)
+	}
+	for i, l := range chosen {
+		s := early[i]
 		if ctx.Err() != nil {
 			sum.failed = append(sum.failed, l.name+": interrupted")
-			break
 		}
-		fmt.Printf("\n== %s: %s\n", l.name, l.what)
-		start := time.Now()
-		l.run(ctx, &sum)
-		took := time.Since(start).Round(100 * time.Millisecond)
+		switch {
+		case s != nil:
+			fmt.Printf("\n== %s (ran beside the others): %s\n", l.name, l.what)
+			<-s.done
+			os.Stdout.Write(s.out.b.Bytes())
+		case ctx.Err() != nil:
+			continue
+		default:
+			fmt.Printf("\n== %s: %s\n", l.name, l.what)
+			s = &started{begin: time.Now()}
+			l.run(ctx, os.Stdout, &s.sum)
+			s.took = time.Since(s.begin)
+		}
+		sum.add(s.sum)
+		took := s.took.Round(100 * time.Millisecond)
 		fmt.Printf("== %s took %s\n", l.name, took)
 		times = append(times, fmt.Sprintf("%s %s", l.name, took))
 	}
@@ -164,13 +236,13 @@ func choose(names []string) ([]layer, error) {
 	return chosen, nil
 }
 
-func (l layer) run(ctx context.Context, sum *tally) {
+func (l layer) run(ctx context.Context, w io.Writer, sum *tally) {
 	ctx, cancel := context.WithTimeout(ctx, l.limit)
 	defer cancel()
 	for _, c := range l.commands {
 		label := l.name + ": " + strings.Join(c, " ")
 		failedBefore := len(sum.failed)
-		err := runCommand(ctx, c, sum)
+		err := runCommand(ctx, c, w, sum)
 		switch {
 		case err == nil && !isGoTest(c):
 			sum.passed++
@@ -189,7 +261,7 @@ func isGoTest(c []string) bool {
 }
 
 // runCommand runs c in a process group of its own, which is killed when the command ends, so that nothing stays behind.
-func runCommand(ctx context.Context, c []string, sum *tally) error {
+func runCommand(ctx context.Context, c []string, w io.Writer, sum *tally) error {
 	if isGoTest(c) {
 		i := slices.Index(c, "test")
 		c = slices.Insert(slices.Clone(c), i+1, "-json")
@@ -197,7 +269,7 @@ func runCommand(ctx context.Context, c []string, sum *tally) error {
 	cmd := exec.Command(c[0], c[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 10 * time.Second
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = w
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
@@ -211,9 +283,9 @@ func runCommand(ctx context.Context, c []string, sum *tally) error {
 	defer cancel()
 	go killLater(ctx, hard, cmd.Process.Pid)
 	if isGoTest(c) {
-		readTests(out, sum, slices.Contains(c, "-short"))
+		readTests(out, w, sum, slices.Contains(c, "-short"))
 	} else {
-		io.Copy(os.Stdout, out)
+		io.Copy(w, out)
 	}
 	err = cmd.Wait()
 	syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
@@ -244,7 +316,7 @@ type event struct {
 }
 
 // readTests counts top-level tests and subtests alike: a test with subtests counts through those.
-func readTests(r io.Reader, sum *tally, short bool) {
+func readTests(r io.Reader, w io.Writer, sum *tally, short bool) {
 	output := map[string][]string{} // of each test, until its result is known
 	parents := map[string]bool{}
 	failedBelow := map[string]bool{} // tests of which a subtest failed
@@ -254,7 +326,7 @@ func readTests(r io.Reader, sum *tally, short bool) {
 	for lines.Scan() {
 		var e event
 		if json.Unmarshal(lines.Bytes(), &e) != nil {
-			fmt.Println(lines.Text()) // the toolchain itself speaks: a build error
+			fmt.Fprintln(w, lines.Text()) // the toolchain itself speaks: a build error
 			continue
 		}
 		pkg := strings.TrimPrefix(e.Package, module+"/")
@@ -267,7 +339,7 @@ func readTests(r io.Reader, sum *tally, short bool) {
 			}
 		case "output", "build-output":
 			if text, ok := shown(e.Output); ok {
-				fmt.Print("  ", text)
+				fmt.Fprint(w, "  ", text)
 			}
 			output[key] = append(output[key], e.Output)
 		case "pass":
@@ -275,7 +347,7 @@ func readTests(r io.Reader, sum *tally, short bool) {
 				sum.passed++
 			}
 			if e.Test == "" {
-				fmt.Printf("  ok %-40s %6.1fs\n", pkg, e.Elapsed)
+				fmt.Fprintf(w, "  ok %-40s %6.1fs\n", pkg, e.Elapsed)
 			}
 			delete(output, key)
 		case "skip":
@@ -295,14 +367,14 @@ func readTests(r io.Reader, sum *tally, short bool) {
 				continue // told already
 			}
 			sum.failed = append(sum.failed, label)
-			fmt.Printf("--- FAILED %s\n", label)
+			fmt.Fprintf(w, "--- FAILED %s\n", label)
 			text := output[key]
 			if over := len(text) - 400; over > 0 {
-				fmt.Printf("    (%d lines left out)\n", over)
+				fmt.Fprintf(w, "    (%d lines left out)\n", over)
 				text = text[over:]
 			}
 			for _, o := range text {
-				fmt.Print("    ", o)
+				fmt.Fprint(w, "    ", o)
 			}
 			delete(output, key)
 		}
