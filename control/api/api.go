@@ -12,6 +12,7 @@
 //	observe       an id, headers against guessing browsers
 //	guarded       who calls (socket peer, bearer token, session cookie) and may it: roles of the specification, origin and CSRF token of
 //	              browsers, vPools that credentials are bound to, rate; nothing of the body is read before
+//	fresh         reads see everything acknowledged before, on any node; ?consistency=stale does without
 //	once          Idempotency-Key: the same request again gets the same answer
 //	decode        strict JSON of bounded size and depth, no unknown field
 //	a handler     If-Match, dryRun, confirm; then the controller
@@ -77,6 +78,10 @@ type Config struct {
 	Types     jobs.Types
 	Schedules *schedule.Dispatcher
 	Sinks     *events.Sinks
+	// Appliance tells of nodes, disks, backends and what they measure; nil: the operations about those are unavailable.
+	Appliance Appliance
+	// Sync returns when this node's state has everything that was acknowledged anywhere before the call; nil where it always has.
+	Sync func(ctx context.Context) error
 	// Status adds what control does not know: services, log, problems. State, VPools … are filled already.
 	Status func(ctx context.Context, s *v1.Status)
 	// Rebuild opens a vPool again from its backend.
@@ -85,6 +90,8 @@ type Config struct {
 	Ready func() error
 	// Metrics answers /metrics.
 	Metrics http.Handler
+	// Console answers what is asked for outside /api; nil is not found.
+	Console http.Handler
 	Version string
 }
 

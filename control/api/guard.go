@@ -214,6 +214,9 @@ func (s *Server) guarded(o operation, h echo.HandlerFunc) echo.HandlerFunc {
 			err = refuse(http.StatusBadRequest, "invalid", o.ID+" has no dry run", "leave dryRun out: it would be done") // and not done by mistake
 		}
 		if err == nil {
+			err = s.fresh(r.Context(), c)
+		}
+		if err == nil {
 			err = o.lift(ec)
 		}
 		if err == nil {

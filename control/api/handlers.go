@@ -477,6 +477,6 @@ func toVDisk(d vdisk.VDisk, n naming) v1.VDisk {
 
 func (s *Server) toNode(n state.Node) v1.Node {
 	self, err := s.cfg.Nodes.Self()
-	return v1.Node{Name: n.Name, ID: n.ID, Role: n.Role, NBD: n.NBD, NFS: n.NFS, HTTPS: n.HTTPS, Version: n.Version,
+	return v1.Node{Name: n.Name, ID: n.ID, Role: n.Role, Offline: n.Offline, NBD: n.NBD, NFS: n.NFS, HTTPS: n.HTTPS, Version: n.Version,
 		Self: err == nil && self.ID == n.ID, Joined: utc(n.Joined), Seen: utc(n.Seen), Rev: n.Rev}
 }

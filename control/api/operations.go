@@ -39,6 +39,8 @@ type operation struct {
 	Internal bool
 	// Slow operations may take longer than a request's time.
 	Slow bool
+	// LocalView operations tell what this node sees, whether or not it has heard the latest.
+	LocalView bool
 	// Keyed operations take an Idempotency-Key, Dry ones dryRun.
 	Keyed, Dry bool
 	Deprecated time.Time
@@ -107,6 +109,7 @@ func readOperation(raw json.RawMessage) (operation, error) {
 		Secret     bool     `json:"x-varve-secret"`
 		Local      bool     `json:"x-varve-local"`
 		Slow       bool     `json:"x-varve-slow"`
+		LocalView  bool     `json:"x-varve-local-view"`
 		Deprecated string   `json:"x-varve-deprecated"`
 		Sunset     string   `json:"x-varve-sunset"`
 		Parameters []struct {
@@ -116,7 +119,8 @@ func readOperation(raw json.RawMessage) (operation, error) {
 	if err := json.Unmarshal(raw, &y); err != nil {
 		return operation{}, err
 	}
-	o := operation{ID: y.ID, Summary: y.Summary, Roles: y.Roles, CLI: y.CLI, Scoped: y.Scope == "vpool", Secret: y.Secret, Local: y.Local, Slow: y.Slow}
+	o := operation{ID: y.ID, Summary: y.Summary, Roles: y.Roles, CLI: y.CLI, Scoped: y.Scope == "vpool", Secret: y.Secret, Local: y.Local, Slow: y.Slow,
+		LocalView: y.LocalView}
 	if len(y.Tags) > 0 {
 		o.Tag = y.Tags[0]
 	}
@@ -227,5 +231,16 @@ func (s *Server) register() error {
 	for _, r := range s.plain {
 		s.echo.Add(r.method, r.path, s.guardedPlain(r))
 	}
+	s.echo.RouteNotFound("/*", s.console)
+	return nil
+}
+
+// console hands the console what is no route of the APIs'.
+func (s *Server) console(c echo.Context) error {
+	r := c.Request()
+	if s.cfg.Console == nil || r.URL.Path == "/api" || strings.HasPrefix(r.URL.Path, "/api/") || r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return echo.ErrNotFound
+	}
+	s.cfg.Console.ServeHTTP(c.Response(), r)
 	return nil
 }

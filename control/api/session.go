@@ -126,6 +126,12 @@ func (a internalAPI) ConfirmTOTP(ctx context.Context, r internal.ConfirmTOTPRequ
 	return internal.ConfirmTOTP204Response{}, a.auth.ConfirmTOTP(ctx, c.who, r.Body.Code)
 }
 
+func (a internalAPI) RemoveTOTP(ctx context.Context, r internal.RemoveTOTPRequestObject) (internal.RemoveTOTPResponseObject, error) {
+	c := callOf(ctx)
+	about(ctx, "user "+c.who.Name)
+	return internal.RemoveTOTP204Response{}, a.auth.RemoveTOTP(ctx, c.who, r.Body.Code, c.from)
+}
+
 // oidcCookie holds a sign-in under way. It is sent with the way back from the provider, which is another site's doing.
 const oidcCookie = "__Host-varve-oidc"
 

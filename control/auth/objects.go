@@ -488,6 +488,37 @@ func (a *Authenticator) ConfirmTOTP(ctx context.Context, p Principal, code strin
 	return a.cfg.Vault.Delete(ctx, totpPending(p.ID))
 }
 
+// RemoveTOTP turns the user's own second factor off, with a code of it, under the back-off of sign-ins. All the user's sessions end.
+func (a *Authenticator) RemoveTOTP(ctx context.Context, p Principal, code, from string) error {
+	if err := a.secondFactor(p); err != nil {
+		return err
+	}
+	u, err := a.cfg.Store.View().User(p.ID)
+	if err != nil {
+		return err
+	}
+	if u.TOTP == "" {
+		return &state.Error{Err: state.ErrConflict, Object: "second factor", Detail: "is off already"}
+	}
+	if w := a.backoff.wait(u.Name, from); w > 0 {
+		return &WaitError{w}
+	}
+	key, err := a.openTOTP(u)
+	if err != nil {
+		return err
+	}
+	if totpMatch(key, code, a.cfg.Now(), u.TOTPStep) == 0 {
+		a.backoff.failed(u.Name, from)
+		return &state.Error{Err: state.ErrInvalid, Object: "second factor", Detail: "the code is wrong, or was used to sign in",
+			Remedy: "wait for the next code"}
+	}
+	a.backoff.succeeded(u.Name, from)
+	if _, err := a.cfg.Raft.Apply(ctx, &state.SetUser{ID: u.ID, Rev: u.Rev, TOTP: new(string)}); err != nil {
+		return err
+	}
+	return a.cfg.Vault.Delete(ctx, totpName(u.ID))
+}
+
 // Entry is what Record writes.
 type Entry struct {
 	Who, Via, From         string

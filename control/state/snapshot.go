@@ -141,6 +141,7 @@ func (s *Store) Restore(r io.Reader) error {
 	txn.Commit()
 	s.window = l.window
 	s.index.Store(l.header.Index)
+	s.changes.reset(l.header.Index)
 	return nil
 }
 

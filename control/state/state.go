@@ -8,6 +8,7 @@
 //	s.Apply(index, entry) (Result, error)           // only raft calls it, one call at a time
 //	s.View() *View                                   // a consistent, immutable picture; cheap; any goroutine
 //	s.Doomed() (volumes []Doomed, changed <-chan struct{})
+//	s.Changes(after) (changes []Change, gap bool, more <-chan struct{})    which objects changed, for caches and the console
 //	Encode(cmd, id, at) ([]byte, error)              // refuses what Apply would have to halt on
 //	(*Snapshot).WriteTo, (*Store).Restore, (*Store).Hash, (*View).Check
 //
@@ -103,6 +104,8 @@ type Store struct {
 	window replayWindow
 	index  atomic.Uint64
 	halted atomic.Pointer[haltError]
+	// changes tells who watches what has changed.
+	changes changeLog
 }
 
 // New returns an empty store.
@@ -159,6 +162,7 @@ func (s *Store) Apply(index uint64, entry []byte) (res Result, err error) {
 		return Result{}, errForgotten
 	}
 	txn := s.db.Txn(true)
+	txn.TrackChanges()
 	defer func() {
 		if p := recover(); p != nil {
 			txn.Abort()
@@ -172,8 +176,10 @@ func (s *Store) Apply(index uint64, entry []byte) (res Result, err error) {
 		return Result{}, err
 	}
 	res.Rev = index
+	changes := changesOf(index, txn.Changes())
 	txn.Commit()
 	s.window.add(env.ID, res)
+	s.changes.add(index, changes)
 	return res, nil
 }
 

@@ -69,6 +69,54 @@ type AuditVerification struct {
 	Last   uint64 `json:"last"`
 }
 
+// Backend Where a vPool's objects are
+type Backend struct {
+	Compression string `json:"compression,omitempty"`
+	Encrypted   bool   `json:"encrypted,omitempty"`
+	Error       string `json:"error,omitempty"`
+
+	// Findings What the probe found when the vPool was made
+	Findings map[string]string `json:"findings"`
+	Free     Size              `json:"free"`
+
+	// ID Of the vPool
+	ID openapi_types.UUID `json:"id"`
+
+	// Kind "local" or "s3"
+	Kind string `json:"kind"`
+
+	// Node The one whose disk it is
+	Node string `json:"node,omitempty"`
+
+	// Pending Bytes in the log that wait for it
+	Pending Size `json:"pending"`
+
+	// Since When it began to fail
+	Since *time.Time `json:"since,omitempty"`
+
+	// State "ok", "failing", or "unknown" where the node that answers cannot reach it
+	State  string `json:"state"`
+	Stored Size   `json:"stored"`
+	Total  Size   `json:"total"`
+	URL    string `json:"url"`
+	VPool  string `json:"vpool"`
+}
+
+// BackendList defines model for BackendList.
+type BackendList struct {
+	Count *int      `json:"count,omitempty"`
+	Items []Backend `json:"items"`
+	Next  string    `json:"next,omitempty"`
+}
+
+// BackendTest defines model for BackendTest.
+type BackendTest struct {
+	DurationMS int64             `json:"duration_ms"`
+	Error      string            `json:"error,omitempty"`
+	Findings   map[string]string `json:"findings"`
+	OK         bool              `json:"ok"`
+}
+
 // Branding defines model for Branding.
 type Branding struct {
 	// Colour #rrggbb
@@ -99,6 +147,35 @@ type BrandingSet struct {
 	Logo    []byte `json:"logo,omitempty"`
 	Name    string `json:"name"`
 	Product string `json:"product"`
+}
+
+// Capacity defines model for Capacity.
+type Capacity struct {
+	// Days How many days that is taken from
+	Days *float32 `json:"days,omitempty"`
+	Free Size     `json:"free"`
+
+	// Full When it is full at that rate; absent if it shrinks or lasts longer than ten years
+	Full *time.Time `json:"full,omitempty"`
+
+	// Growth Bytes a day, by what is known of the last 30 days
+	Growth *float32           `json:"growth,omitempty"`
+	ID     openapi_types.UUID `json:"id"`
+
+	// Provisioned What vDisks may grow to
+	Provisioned Size `json:"provisioned"`
+	Total       Size `json:"total"`
+
+	// Used What vDisks and files hold
+	Used  Size   `json:"used"`
+	VPool string `json:"vpool"`
+}
+
+// CapacityList defines model for CapacityList.
+type CapacityList struct {
+	Count *int       `json:"count,omitempty"`
+	Items []Capacity `json:"items"`
+	Next  string     `json:"next,omitempty"`
 }
 
 // Client A program that signs in by OAuth2 client credentials
@@ -151,6 +228,44 @@ type Clone struct {
 	Snapshot string `json:"snapshot,omitempty"`
 }
 
+// Cluster The control cluster as one node sees it
+type Cluster struct {
+	ID openapi_types.UUID `json:"id"`
+
+	// Leader Empty while there is none
+	Leader   string        `json:"leader"`
+	Nodes    []ClusterNode `json:"nodes"`
+	Problems []string      `json:"problems"`
+
+	// Self The node that answers
+	Self   string `json:"self"`
+	Voters int    `json:"voters"`
+}
+
+// ClusterNode A node as another one sees it
+type ClusterNode struct {
+	CertificateExpires *time.Time         `json:"certificate_expires,omitempty"`
+	Error              string             `json:"error,omitempty"`
+	ID                 openapi_types.UUID `json:"id"`
+
+	// Lag Entries that it is behind
+	Lag    uint64 `json:"lag"`
+	Leader bool   `json:"leader"`
+	Name   string `json:"name"`
+
+	// Offline An operator has said that it is not expected
+	Offline bool `json:"offline"`
+
+	// Peer Address of its node port
+	Peer      string `json:"peer,omitempty"`
+	Reachable bool   `json:"reachable"`
+
+	// Role "master", which votes when it has a place, or "extra"
+	Role    string `json:"role"`
+	Version string `json:"version"`
+	Voter   bool   `json:"voter"`
+}
+
 // ConfigKey defines model for ConfigKey.
 type ConfigKey struct {
 	At      time.Time     `json:"at"`
@@ -189,6 +304,37 @@ type Credentials struct {
 	// Force Also if they cannot be tried
 	Force     bool   `json:"force,omitempty"`
 	SecretKey string `json:"secret_key"`
+}
+
+// Disk A disk of a node
+type Disk struct {
+	Device string `json:"device"`
+	Free   Size   `json:"free"`
+
+	// ID NODE/DEVICE
+	ID string `json:"id"`
+
+	// Kind "ssd", "hdd", "nvme" or "virtual"
+	Kind   string   `json:"kind"`
+	Model  string   `json:"model,omitempty"`
+	Mounts []string `json:"mounts,omitempty"`
+	Node   string   `json:"node"`
+
+	// Roles What it is used for: system, control, log, map, cache, backend
+	Roles  []string `json:"roles"`
+	Serial string   `json:"serial,omitempty"`
+	Size   Size     `json:"size"`
+
+	// State "ok", "full" or "unused"
+	State string `json:"state"`
+	Used  Size   `json:"used"`
+}
+
+// DiskList defines model for DiskList.
+type DiskList struct {
+	Count *int   `json:"count,omitempty"`
+	Items []Disk `json:"items"`
+	Next  string `json:"next,omitempty"`
 }
 
 // Domain defines model for Domain.
@@ -307,6 +453,80 @@ type GroupPatch struct {
 	Roles []string `json:"roles"`
 }
 
+// Health defines model for Health.
+type Health struct {
+	At     time.Time     `json:"at"`
+	Checks []HealthCheck `json:"checks"`
+
+	// State The worst of all: "ok", "warning" or "error"
+	State string `json:"state"`
+
+	// Unreachable Nodes that did not say what they found
+	Unreachable []string `json:"unreachable"`
+}
+
+// HealthCheck Something that was checked. Codes are stable: varve doctor --codes lists them
+type HealthCheck struct {
+	// At When it was looked at
+	At   time.Time `json:"at"`
+	Code string    `json:"code"`
+
+	// Evidence What was seen
+	Evidence string `json:"evidence"`
+	Node     string `json:"node"`
+
+	// Object What it is about: vpool NAME, vdisk NAME, task ID
+	Object string `json:"object,omitempty"`
+	Remedy string `json:"remedy,omitempty"`
+
+	// Since When it became so
+	Since *time.Time `json:"since,omitempty"`
+
+	// State "ok", "warning" or "error"
+	State string `json:"state"`
+	Title string `json:"title"`
+}
+
+// History defines model for History.
+type History struct {
+	// From Unix seconds of the first step's beginning
+	From int64 `json:"from"`
+
+	// Node The one that kept it
+	Node   string          `json:"node,omitempty"`
+	Object string          `json:"object"`
+	Series []HistorySeries `json:"series"`
+
+	// Step Seconds
+	Step int64 `json:"step"`
+	To   int64 `json:"to"`
+}
+
+// HistorySeries defines model for HistorySeries.
+type HistorySeries struct {
+	Metric string `json:"metric"`
+
+	// Unit "1/s", "bytes/s", "bytes", "seconds", "ratio" or "1"
+	Unit   string     `json:"unit"`
+	Values []*float32 `json:"values"`
+}
+
+// JoinToken defines model for JoinToken.
+type JoinToken struct {
+	Expires time.Time `json:"expires"`
+	Role    string    `json:"role"`
+	Token   string    `json:"token"`
+}
+
+// JoinTokenCreate defines model for JoinTokenCreate.
+type JoinTokenCreate struct {
+	// Role "master" or "extra"
+	Role string `json:"role,omitempty"`
+
+	// TTL Seconds that it may be used
+	TTL int `json:"ttl,omitempty"`
+}
+
 // Ledger How far what was accepted has come
 type Ledger struct {
 	// Accepted Sequence number
@@ -335,9 +555,12 @@ type Node struct {
 	Name   string             `json:"name"`
 	NBD    string             `json:"nbd,omitempty"`
 	NFS    string             `json:"nfs,omitempty"`
-	Rev    uint64             `json:"rev"`
-	Role   string             `json:"role"`
-	Seen   time.Time          `json:"seen"`
+
+	// Offline An operator has said that it is not expected
+	Offline bool      `json:"offline,omitempty"`
+	Rev     uint64    `json:"rev"`
+	Role    string    `json:"role"`
+	Seen    time.Time `json:"seen"`
 
 	// Self It is the one that answers
 	Self    bool   `json:"self"`
@@ -349,6 +572,15 @@ type NodeList struct {
 	Count *int   `json:"count,omitempty"`
 	Items []Node `json:"items"`
 	Next  string `json:"next,omitempty"`
+}
+
+// NodePatch What is left out stays
+type NodePatch struct {
+	// Offline Nothing is expected of it, a spare master takes its vote
+	Offline *bool `json:"offline,omitempty"`
+
+	// Role "master" or "extra"
+	Role string `json:"role,omitempty"`
 }
 
 // OIDC The OpenID provider and what its groups mean here
@@ -431,6 +663,34 @@ type Problem struct {
 	Status int    `json:"status"`
 	Title  string `json:"title"`
 	Type   string `json:"type"`
+}
+
+// Protection How safe what was acknowledged of a vDisk is
+type Protection struct {
+	Class string             `json:"class"`
+	ID    openapi_types.UUID `json:"id"`
+
+	// Known False where its owner does not answer; the figures are its last
+	Known bool   `json:"known"`
+	Owner string `json:"owner,omitempty"`
+
+	// Unbacked Bytes that are on the log disk alone
+	Unbacked Size `json:"unbacked"`
+
+	// UnbackedAge Seconds since the oldest of them was written
+	UnbackedAge int64 `json:"unbacked_age"`
+
+	// Unlogged Acknowledged bytes that a power cut may take; a flush makes them safe
+	Unlogged Size   `json:"unlogged"`
+	VDisk    string `json:"vdisk"`
+	VPool    string `json:"vpool"`
+}
+
+// ProtectionList defines model for ProtectionList.
+type ProtectionList struct {
+	Count *int         `json:"count,omitempty"`
+	Items []Protection `json:"items"`
+	Next  string       `json:"next,omitempty"`
 }
 
 // RebuildReport At which prefix of its writes every volume stands
@@ -1116,6 +1376,24 @@ type ListAuditParams struct {
 	Count Count `form:"count,omitempty" json:"count,omitempty"`
 }
 
+// ListBackendsParams defines parameters for ListBackends.
+type ListBackendsParams struct {
+	// Limit Most items in the answer
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Where the answer before ended
+	Cursor Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Sort Fields, - for descending: -size,name
+	Sort Sort `form:"sort,omitempty" json:"sort,omitempty"`
+
+	// Filter Which items: size>10GiB and name~"db" (=, !=, <, <=, >, >=, ~ contains, and, or, not, parentheses)
+	Filter Filter `form:"filter,omitempty" json:"filter,omitempty"`
+
+	// Count Also say how many items there are in all
+	Count Count `form:"count,omitempty" json:"count,omitempty"`
+}
+
 // ListBrandingsParams defines parameters for ListBrandings.
 type ListBrandingsParams struct {
 	// Limit Most items in the answer
@@ -1164,6 +1442,24 @@ type SetBrandingParams struct {
 	IfMatch IfMatch `json:"If-Match,omitempty"`
 }
 
+// ListCapacityParams defines parameters for ListCapacity.
+type ListCapacityParams struct {
+	// Limit Most items in the answer
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Where the answer before ended
+	Cursor Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Sort Fields, - for descending: -size,name
+	Sort Sort `form:"sort,omitempty" json:"sort,omitempty"`
+
+	// Filter Which items: size>10GiB and name~"db" (=, !=, <, <=, >, >=, ~ contains, and, or, not, parentheses)
+	Filter Filter `form:"filter,omitempty" json:"filter,omitempty"`
+
+	// Count Also say how many items there are in all
+	Count Count `form:"count,omitempty" json:"count,omitempty"`
+}
+
 // ListClientsParams defines parameters for ListClients.
 type ListClientsParams struct {
 	// Limit Most items in the answer
@@ -1203,6 +1499,12 @@ type DeleteClientParams struct {
 	IfMatch IfMatch `json:"If-Match,omitempty"`
 }
 
+// CreateJoinTokenParams defines parameters for CreateJoinToken.
+type CreateJoinTokenParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+}
+
 // ListConfigParams defines parameters for ListConfig.
 type ListConfigParams struct {
 	// Limit Most items in the answer
@@ -1237,6 +1539,24 @@ type SetConfigParams struct {
 
 	// IfMatch The ETag that the change is based on, or *
 	IfMatch IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListDisksParams defines parameters for ListDisks.
+type ListDisksParams struct {
+	// Limit Most items in the answer
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Where the answer before ended
+	Cursor Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Sort Fields, - for descending: -size,name
+	Sort Sort `form:"sort,omitempty" json:"sort,omitempty"`
+
+	// Filter Which items: size>10GiB and name~"db" (=, !=, <, <=, >, >=, ~ contains, and, or, not, parentheses)
+	Filter Filter `form:"filter,omitempty" json:"filter,omitempty"`
+
+	// Count Also say how many items there are in all
+	Count Count `form:"count,omitempty" json:"count,omitempty"`
 }
 
 // ListDomainsParams defines parameters for ListDomains.
@@ -1380,6 +1700,24 @@ type PatchGroupParams struct {
 	IfMatch IfMatch `json:"If-Match,omitempty"`
 }
 
+// GetHistoryParams defines parameters for GetHistory.
+type GetHistoryParams struct {
+	// Object node:NAME, vpool:NAME or vdisk:VPOOL/PATH
+	Object string `form:"object" json:"object"`
+
+	// Metric Only these, separated by commas; without it all that the object has
+	Metric string `form:"metric,omitempty" json:"metric,omitempty"`
+
+	// From Unix seconds; an hour before the end without it
+	From int64 `form:"from,omitempty" json:"from,omitempty"`
+
+	// To Unix seconds; now without it
+	To int64 `form:"to,omitempty" json:"to,omitempty"`
+
+	// Points Most values of a metric
+	Points int `form:"points,omitempty" json:"points,omitempty"`
+}
+
 // ListNodesParams defines parameters for ListNodes.
 type ListNodesParams struct {
 	// Limit Most items in the answer
@@ -1396,6 +1734,30 @@ type ListNodesParams struct {
 
 	// Count Also say how many items there are in all
 	Count Count `form:"count,omitempty" json:"count,omitempty"`
+}
+
+// RemoveNodeParams defines parameters for RemoveNode.
+type RemoveNodeParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// Confirm The name of the object to be destroyed
+	Confirm Confirm `form:"confirm,omitempty" json:"confirm,omitempty"`
+
+	// Force Give up the vPools and volumes that it owns
+	Force bool `form:"force,omitempty" json:"force,omitempty"`
+
+	// IfMatch The ETag that the change is based on, or *
+	IfMatch IfMatch `json:"If-Match,omitempty"`
+}
+
+// PatchNodeParams defines parameters for PatchNode.
+type PatchNodeParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// IfMatch The ETag that the change is based on, or *
+	IfMatch IfMatch `json:"If-Match,omitempty"`
 }
 
 // ListPoliciesParams defines parameters for ListPolicies.
@@ -1432,6 +1794,24 @@ type SetPolicyParams struct {
 
 	// IfMatch The ETag that the change is based on, or *
 	IfMatch IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListProtectionParams defines parameters for ListProtection.
+type ListProtectionParams struct {
+	// Limit Most items in the answer
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Where the answer before ended
+	Cursor Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Sort Fields, - for descending: -size,name
+	Sort Sort `form:"sort,omitempty" json:"sort,omitempty"`
+
+	// Filter Which items: size>10GiB and name~"db" (=, !=, <, <=, >, >=, ~ contains, and, or, not, parentheses)
+	Filter Filter `form:"filter,omitempty" json:"filter,omitempty"`
+
+	// Count Also say how many items there are in all
+	Count Count `form:"count,omitempty" json:"count,omitempty"`
 }
 
 // ListRolesParams defines parameters for ListRoles.
@@ -1932,6 +2312,9 @@ type SetBrandingJSONRequestBody = BrandingSet
 // CreateClientJSONRequestBody defines body for CreateClient for application/json ContentType.
 type CreateClientJSONRequestBody = ClientCreate
 
+// CreateJoinTokenJSONRequestBody defines body for CreateJoinToken for application/json ContentType.
+type CreateJoinTokenJSONRequestBody = JoinTokenCreate
+
 // SetConfigJSONRequestBody defines body for SetConfig for application/json ContentType.
 type SetConfigJSONRequestBody = ConfigSet
 
@@ -1946,6 +2329,9 @@ type CreateGroupJSONRequestBody = GroupCreate
 
 // PatchGroupJSONRequestBody defines body for PatchGroup for application/json ContentType.
 type PatchGroupJSONRequestBody = GroupPatch
+
+// PatchNodeJSONRequestBody defines body for PatchNode for application/json ContentType.
+type PatchNodeJSONRequestBody = NodePatch
 
 // IssueTokenFormdataRequestBody defines body for IssueToken for application/x-www-form-urlencoded ContentType.
 type IssueTokenFormdataRequestBody = TokenRequest
@@ -2033,6 +2419,15 @@ type ServerInterface interface {
 	// VerifyAudit Check the hash chain of the audit log
 	// (GET /audit/verification)
 	VerifyAudit(ctx echo.Context) error
+	// ListBackends List the backends of the vPools with their room and how they answer
+	// (GET /backends)
+	ListBackends(ctx echo.Context, params ListBackendsParams) error
+	// GetBackend Show the backend of a vPool
+	// (GET /backends/{vpool})
+	GetBackend(ctx echo.Context, vpool VPoolName) error
+	// TestBackend Probe the backend of a vPool again and say what was found
+	// (POST /backends/{vpool}/test)
+	TestBackend(ctx echo.Context, vpool VPoolName) error
 	// ListBrandings List the brandings of the console
 	// (GET /brandings)
 	ListBrandings(ctx echo.Context, params ListBrandingsParams) error
@@ -2045,6 +2440,9 @@ type ServerInterface interface {
 	// SetBranding Replace a branding
 	// (PUT /brandings/{branding})
 	SetBranding(ctx echo.Context, branding string, params SetBrandingParams) error
+	// ListCapacity Room of each vPool, how fast it is used up and when it is full at that rate
+	// (GET /capacity)
+	ListCapacity(ctx echo.Context, params ListCapacityParams) error
 	// ListClients List the API clients
 	// (GET /clients)
 	ListClients(ctx echo.Context, params ListClientsParams) error
@@ -2057,6 +2455,12 @@ type ServerInterface interface {
 	// GetClient Show one API client
 	// (GET /clients/{client})
 	GetClient(ctx echo.Context, client string) error
+	// GetCluster How the nodes are, as the one that answers sees them; it needs no majority
+	// (GET /cluster)
+	GetCluster(ctx echo.Context) error
+	// CreateJoinToken Make a token that lets one appliance join; it is shown once
+	// (POST /cluster/tokens)
+	CreateJoinToken(ctx echo.Context, params CreateJoinTokenParams) error
 	// ListConfig List the settings of the cluster
 	// (GET /config)
 	ListConfig(ctx echo.Context, params ListConfigParams) error
@@ -2069,6 +2473,9 @@ type ServerInterface interface {
 	// SetConfig Set a setting
 	// (PUT /config/{key})
 	SetConfig(ctx echo.Context, key string, params SetConfigParams) error
+	// ListDisks List the disks of the nodes, and what each is used for
+	// (GET /disks)
+	ListDisks(ctx echo.Context, params ListDisksParams) error
 	// ListDomains List the domains of failure
 	// (GET /domains)
 	ListDomains(ctx echo.Context, params ListDomainsParams) error
@@ -2102,12 +2509,24 @@ type ServerInterface interface {
 	// PatchGroup Change a group's roles
 	// (PATCH /groups/{group})
 	PatchGroup(ctx echo.Context, group string, params PatchGroupParams) error
+	// GetHealth What was checked on every node, with evidence, remedy and since when
+	// (GET /health)
+	GetHealth(ctx echo.Context) error
+	// GetHistory How a figure was over time, for charts: of a node, a vPool or a vDisk
+	// (GET /metrics/history)
+	GetHistory(ctx echo.Context, params GetHistoryParams) error
 	// ListNodes List the nodes
 	// (GET /nodes)
 	ListNodes(ctx echo.Context, params ListNodesParams) error
+	// RemoveNode Take a node out of the cluster for ever; it stops
+	// (DELETE /nodes/{node})
+	RemoveNode(ctx echo.Context, node string, params RemoveNodeParams) error
 	// GetNode Show one node
 	// (GET /nodes/{node})
 	GetNode(ctx echo.Context, node string) error
+	// PatchNode Change the role of a node, or what is expected of it
+	// (PATCH /nodes/{node})
+	PatchNode(ctx echo.Context, node string, params PatchNodeParams) error
 	// IssueToken OAuth2 token endpoint (RFC 6749), client credentials only
 	// (POST /oauth/token)
 	IssueToken(ctx echo.Context) error
@@ -2132,6 +2551,9 @@ type ServerInterface interface {
 	// SetPolicy Replace what a scope sets
 	// (PUT /policies/{scope})
 	SetPolicy(ctx echo.Context, scope string, params SetPolicyParams) error
+	// ListProtection What of each vDisk is acknowledged and not yet safe elsewhere
+	// (GET /protection)
+	ListProtection(ctx echo.Context, params ListProtectionParams) error
 	// Rebuild Open a vPool again from its backend alone
 	// (POST /rebuild)
 	Rebuild(ctx echo.Context) error
@@ -2365,6 +2787,84 @@ func (w *ServerInterfaceWrapper) VerifyAudit(ctx echo.Context) error {
 	return err
 }
 
+// ListBackends converts echo context to params.
+func (w *ServerInterfaceWrapper) ListBackends(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListBackendsParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// ------------- Optional query parameter "sort" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sort", ctx.QueryParams(), &params.Sort, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sort: %s", err))
+	}
+
+	// ------------- Optional query parameter "filter" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "filter", ctx.QueryParams(), &params.Filter, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter filter: %s", err))
+	}
+
+	// ------------- Optional query parameter "count" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "count", ctx.QueryParams(), &params.Count, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter count: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListBackends(ctx, params)
+	return err
+}
+
+// GetBackend converts echo context to params.
+func (w *ServerInterfaceWrapper) GetBackend(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vpool" -------------
+	var vpool VPoolName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vpool", ctx.Param("vpool"), &vpool, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vpool: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetBackend(ctx, vpool)
+	return err
+}
+
+// TestBackend converts echo context to params.
+func (w *ServerInterfaceWrapper) TestBackend(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vpool" -------------
+	var vpool VPoolName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vpool", ctx.Param("vpool"), &vpool, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vpool: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.TestBackend(ctx, vpool)
+	return err
+}
+
 // ListBrandings converts echo context to params.
 func (w *ServerInterfaceWrapper) ListBrandings(ctx echo.Context) error {
 	var err error
@@ -2537,6 +3037,52 @@ func (w *ServerInterfaceWrapper) SetBranding(ctx echo.Context) error {
 	return err
 }
 
+// ListCapacity converts echo context to params.
+func (w *ServerInterfaceWrapper) ListCapacity(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListCapacityParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// ------------- Optional query parameter "sort" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sort", ctx.QueryParams(), &params.Sort, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sort: %s", err))
+	}
+
+	// ------------- Optional query parameter "filter" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "filter", ctx.QueryParams(), &params.Filter, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter filter: %s", err))
+	}
+
+	// ------------- Optional query parameter "count" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "count", ctx.QueryParams(), &params.Count, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter count: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListCapacity(ctx, params)
+	return err
+}
+
 // ListClients converts echo context to params.
 func (w *ServerInterfaceWrapper) ListClients(ctx echo.Context) error {
 	var err error
@@ -2683,6 +3229,33 @@ func (w *ServerInterfaceWrapper) GetClient(ctx echo.Context) error {
 	return err
 }
 
+// GetCluster converts echo context to params.
+func (w *ServerInterfaceWrapper) GetCluster(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetCluster(ctx)
+	return err
+}
+
+// CreateJoinToken converts echo context to params.
+func (w *ServerInterfaceWrapper) CreateJoinToken(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateJoinTokenParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreateJoinToken(ctx, params)
+	return err
+}
+
 // ListConfig converts echo context to params.
 func (w *ServerInterfaceWrapper) ListConfig(ctx echo.Context) error {
 	var err error
@@ -2826,6 +3399,52 @@ func (w *ServerInterfaceWrapper) SetConfig(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.SetConfig(ctx, key, params)
+	return err
+}
+
+// ListDisks converts echo context to params.
+func (w *ServerInterfaceWrapper) ListDisks(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListDisksParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// ------------- Optional query parameter "sort" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sort", ctx.QueryParams(), &params.Sort, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sort: %s", err))
+	}
+
+	// ------------- Optional query parameter "filter" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "filter", ctx.QueryParams(), &params.Filter, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter filter: %s", err))
+	}
+
+	// ------------- Optional query parameter "count" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "count", ctx.QueryParams(), &params.Count, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter count: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListDisks(ctx, params)
 	return err
 }
 
@@ -3312,6 +3931,61 @@ func (w *ServerInterfaceWrapper) PatchGroup(ctx echo.Context) error {
 	return err
 }
 
+// GetHealth converts echo context to params.
+func (w *ServerInterfaceWrapper) GetHealth(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetHealth(ctx)
+	return err
+}
+
+// GetHistory converts echo context to params.
+func (w *ServerInterfaceWrapper) GetHistory(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetHistoryParams
+	// ------------- Required query parameter "object" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "object", ctx.QueryParams(), &params.Object, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter object: %s", err))
+	}
+
+	// ------------- Optional query parameter "metric" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "metric", ctx.QueryParams(), &params.Metric, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter metric: %s", err))
+	}
+
+	// ------------- Optional query parameter "from" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "from", ctx.QueryParams(), &params.From, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter from: %s", err))
+	}
+
+	// ------------- Optional query parameter "to" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "to", ctx.QueryParams(), &params.To, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter to: %s", err))
+	}
+
+	// ------------- Optional query parameter "points" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "points", ctx.QueryParams(), &params.Points, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter points: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetHistory(ctx, params)
+	return err
+}
+
 // ListNodes converts echo context to params.
 func (w *ServerInterfaceWrapper) ListNodes(ctx echo.Context) error {
 	var err error
@@ -3358,6 +4032,62 @@ func (w *ServerInterfaceWrapper) ListNodes(ctx echo.Context) error {
 	return err
 }
 
+// RemoveNode converts echo context to params.
+func (w *ServerInterfaceWrapper) RemoveNode(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "node" -------------
+	var node string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "node", ctx.Param("node"), &node, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter node: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RemoveNodeParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	// ------------- Optional query parameter "confirm" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "confirm", ctx.QueryParams(), &params.Confirm, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter confirm: %s", err))
+	}
+
+	// ------------- Optional query parameter "force" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "force", ctx.QueryParams(), &params.Force, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter force: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RemoveNode(ctx, node, params)
+	return err
+}
+
 // GetNode converts echo context to params.
 func (w *ServerInterfaceWrapper) GetNode(ctx echo.Context) error {
 	var err error
@@ -3371,6 +4101,48 @@ func (w *ServerInterfaceWrapper) GetNode(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.GetNode(ctx, node)
+	return err
+}
+
+// PatchNode converts echo context to params.
+func (w *ServerInterfaceWrapper) PatchNode(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "node" -------------
+	var node string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "node", ctx.Param("node"), &node, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter node: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params PatchNodeParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.PatchNode(ctx, node, params)
 	return err
 }
 
@@ -3553,6 +4325,52 @@ func (w *ServerInterfaceWrapper) SetPolicy(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.SetPolicy(ctx, scope, params)
+	return err
+}
+
+// ListProtection converts echo context to params.
+func (w *ServerInterfaceWrapper) ListProtection(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListProtectionParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// ------------- Optional query parameter "sort" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sort", ctx.QueryParams(), &params.Sort, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sort: %s", err))
+	}
+
+	// ------------- Optional query parameter "filter" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "filter", ctx.QueryParams(), &params.Filter, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter filter: %s", err))
+	}
+
+	// ------------- Optional query parameter "count" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "count", ctx.QueryParams(), &params.Count, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter count: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListProtection(ctx, params)
 	return err
 }
 
@@ -5546,7 +6364,19 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.DELETE(options.BaseURL+"/sinks/:sink", wrapper.DeleteSink, options.OperationMiddlewares["deleteSink"]...)
 	router.PUT(options.BaseURL+"/sinks/:sink", wrapper.SetSink, options.OperationMiddlewares["setSink"]...)
 	router.GET(options.BaseURL+"/nodes", wrapper.ListNodes, options.OperationMiddlewares["listNodes"]...)
+	router.DELETE(options.BaseURL+"/nodes/:node", wrapper.RemoveNode, options.OperationMiddlewares["removeNode"]...)
 	router.GET(options.BaseURL+"/nodes/:node", wrapper.GetNode, options.OperationMiddlewares["getNode"]...)
+	router.PATCH(options.BaseURL+"/nodes/:node", wrapper.PatchNode, options.OperationMiddlewares["patchNode"]...)
+	router.GET(options.BaseURL+"/disks", wrapper.ListDisks, options.OperationMiddlewares["listDisks"]...)
+	router.GET(options.BaseURL+"/backends", wrapper.ListBackends, options.OperationMiddlewares["listBackends"]...)
+	router.GET(options.BaseURL+"/backends/:vpool", wrapper.GetBackend, options.OperationMiddlewares["getBackend"]...)
+	router.POST(options.BaseURL+"/backends/:vpool/test", wrapper.TestBackend, options.OperationMiddlewares["testBackend"]...)
+	router.GET(options.BaseURL+"/health", wrapper.GetHealth, options.OperationMiddlewares["getHealth"]...)
+	router.GET(options.BaseURL+"/protection", wrapper.ListProtection, options.OperationMiddlewares["listProtection"]...)
+	router.GET(options.BaseURL+"/capacity", wrapper.ListCapacity, options.OperationMiddlewares["listCapacity"]...)
+	router.GET(options.BaseURL+"/metrics/history", wrapper.GetHistory, options.OperationMiddlewares["getHistory"]...)
+	router.GET(options.BaseURL+"/cluster", wrapper.GetCluster, options.OperationMiddlewares["getCluster"]...)
+	router.POST(options.BaseURL+"/cluster/tokens", wrapper.CreateJoinToken, options.OperationMiddlewares["createJoinToken"]...)
 	router.GET(options.BaseURL+"/status", wrapper.GetStatus, options.OperationMiddlewares["getStatus"]...)
 	router.POST(options.BaseURL+"/rebuild", wrapper.Rebuild, options.OperationMiddlewares["rebuild"]...)
 	router.POST(options.BaseURL+"/oauth/token", wrapper.IssueToken, options.OperationMiddlewares["issueToken"]...)
@@ -5717,6 +6547,123 @@ type VerifyAuditdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response VerifyAuditdefaultApplicationProblemPlusJSONResponse) VisitVerifyAuditResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListBackendsRequestObject struct {
+	Params ListBackendsParams
+}
+
+type ListBackendsResponseObject interface {
+	VisitListBackendsResponse(w http.ResponseWriter) error
+}
+
+type ListBackends200JSONResponse BackendList
+
+func (response ListBackends200JSONResponse) VisitListBackendsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListBackendsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListBackendsdefaultApplicationProblemPlusJSONResponse) VisitListBackendsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetBackendRequestObject struct {
+	Vpool VPoolName `json:"vpool"`
+}
+
+type GetBackendResponseObject interface {
+	VisitGetBackendResponse(w http.ResponseWriter) error
+}
+
+type GetBackend200JSONResponse Backend
+
+func (response GetBackend200JSONResponse) VisitGetBackendResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetBackenddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetBackenddefaultApplicationProblemPlusJSONResponse) VisitGetBackendResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TestBackendRequestObject struct {
+	Vpool VPoolName `json:"vpool"`
+}
+
+type TestBackendResponseObject interface {
+	VisitTestBackendResponse(w http.ResponseWriter) error
+}
+
+type TestBackend200JSONResponse BackendTest
+
+func (response TestBackend200JSONResponse) VisitTestBackendResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TestBackenddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response TestBackenddefaultApplicationProblemPlusJSONResponse) VisitTestBackendResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -5932,6 +6879,45 @@ func (response SetBrandingdefaultApplicationProblemPlusJSONResponse) VisitSetBra
 	return err
 }
 
+type ListCapacityRequestObject struct {
+	Params ListCapacityParams
+}
+
+type ListCapacityResponseObject interface {
+	VisitListCapacityResponse(w http.ResponseWriter) error
+}
+
+type ListCapacity200JSONResponse CapacityList
+
+func (response ListCapacity200JSONResponse) VisitListCapacityResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCapacitydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListCapacitydefaultApplicationProblemPlusJSONResponse) VisitListCapacityResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListClientsRequestObject struct {
 	Params ListClientsParams
 }
@@ -6134,6 +7120,100 @@ func (response GetClientdefaultApplicationProblemPlusJSONResponse) VisitGetClien
 	return err
 }
 
+type GetClusterRequestObject struct {
+}
+
+type GetClusterResponseObject interface {
+	VisitGetClusterResponse(w http.ResponseWriter) error
+}
+
+type GetCluster200JSONResponse Cluster
+
+func (response GetCluster200JSONResponse) VisitGetClusterResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetClusterdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetClusterdefaultApplicationProblemPlusJSONResponse) VisitGetClusterResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateJoinTokenRequestObject struct {
+	Params CreateJoinTokenParams
+	Body   *CreateJoinTokenJSONRequestBody
+}
+
+type CreateJoinTokenResponseObject interface {
+	VisitCreateJoinTokenResponse(w http.ResponseWriter) error
+}
+
+type CreateJoinToken200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response CreateJoinToken200ApplicationEffectPlusJSONResponse) VisitCreateJoinTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateJoinToken201JSONResponse JoinToken
+
+func (response CreateJoinToken201JSONResponse) VisitCreateJoinTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateJoinTokendefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateJoinTokendefaultApplicationProblemPlusJSONResponse) VisitCreateJoinTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListConfigRequestObject struct {
 	Params ListConfigParams
 }
@@ -6308,6 +7388,45 @@ type SetConfigdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response SetConfigdefaultApplicationProblemPlusJSONResponse) VisitSetConfigResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListDisksRequestObject struct {
+	Params ListDisksParams
+}
+
+type ListDisksResponseObject interface {
+	VisitListDisksResponse(w http.ResponseWriter) error
+}
+
+type ListDisks200JSONResponse DiskList
+
+func (response ListDisks200JSONResponse) VisitListDisksResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListDisksdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListDisksdefaultApplicationProblemPlusJSONResponse) VisitListDisksResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -6881,6 +8000,83 @@ func (response PatchGroupdefaultApplicationProblemPlusJSONResponse) VisitPatchGr
 	return err
 }
 
+type GetHealthRequestObject struct {
+}
+
+type GetHealthResponseObject interface {
+	VisitGetHealthResponse(w http.ResponseWriter) error
+}
+
+type GetHealth200JSONResponse Health
+
+func (response GetHealth200JSONResponse) VisitGetHealthResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetHealthdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetHealthdefaultApplicationProblemPlusJSONResponse) VisitGetHealthResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetHistoryRequestObject struct {
+	Params GetHistoryParams
+}
+
+type GetHistoryResponseObject interface {
+	VisitGetHistoryResponse(w http.ResponseWriter) error
+}
+
+type GetHistory200JSONResponse History
+
+func (response GetHistory200JSONResponse) VisitGetHistoryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetHistorydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetHistorydefaultApplicationProblemPlusJSONResponse) VisitGetHistoryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListNodesRequestObject struct {
 	Params ListNodesParams
 }
@@ -6909,6 +8105,56 @@ type ListNodesdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ListNodesdefaultApplicationProblemPlusJSONResponse) VisitListNodesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveNodeRequestObject struct {
+	Node   string `json:"node"`
+	Params RemoveNodeParams
+}
+
+type RemoveNodeResponseObject interface {
+	VisitRemoveNodeResponse(w http.ResponseWriter) error
+}
+
+type RemoveNode200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response RemoveNode200ApplicationEffectPlusJSONResponse) VisitRemoveNodeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveNode204Response struct {
+}
+
+func (response RemoveNode204Response) VisitRemoveNodeResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type RemoveNodedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RemoveNodedefaultApplicationProblemPlusJSONResponse) VisitRemoveNodeResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -6956,6 +8202,55 @@ type GetNodedefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetNodedefaultApplicationProblemPlusJSONResponse) VisitGetNodeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PatchNodeRequestObject struct {
+	Node   string `json:"node"`
+	Params PatchNodeParams
+	Body   *PatchNodeJSONRequestBody
+}
+
+type PatchNodeResponseObject interface {
+	VisitPatchNodeResponse(w http.ResponseWriter) error
+}
+
+type PatchNode200ResponseHeaders struct {
+	ETag string
+}
+
+type PatchNode200JSONResponse struct {
+	Body    Node
+	Headers PatchNode200ResponseHeaders
+}
+
+func (response PatchNode200JSONResponse) VisitPatchNodeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PatchNodedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response PatchNodedefaultApplicationProblemPlusJSONResponse) VisitPatchNodeResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -7283,6 +8578,45 @@ type SetPolicydefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response SetPolicydefaultApplicationProblemPlusJSONResponse) VisitSetPolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListProtectionRequestObject struct {
+	Params ListProtectionParams
+}
+
+type ListProtectionResponseObject interface {
+	VisitListProtectionResponse(w http.ResponseWriter) error
+}
+
+type ListProtection200JSONResponse ProtectionList
+
+func (response ListProtection200JSONResponse) VisitListProtectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListProtectiondefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListProtectiondefaultApplicationProblemPlusJSONResponse) VisitListProtectionResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -9843,6 +11177,15 @@ type StrictServerInterface interface {
 	// VerifyAudit Check the hash chain of the audit log
 	// (GET /audit/verification)
 	VerifyAudit(ctx context.Context, request VerifyAuditRequestObject) (VerifyAuditResponseObject, error)
+	// ListBackends List the backends of the vPools with their room and how they answer
+	// (GET /backends)
+	ListBackends(ctx context.Context, request ListBackendsRequestObject) (ListBackendsResponseObject, error)
+	// GetBackend Show the backend of a vPool
+	// (GET /backends/{vpool})
+	GetBackend(ctx context.Context, request GetBackendRequestObject) (GetBackendResponseObject, error)
+	// TestBackend Probe the backend of a vPool again and say what was found
+	// (POST /backends/{vpool}/test)
+	TestBackend(ctx context.Context, request TestBackendRequestObject) (TestBackendResponseObject, error)
 	// ListBrandings List the brandings of the console
 	// (GET /brandings)
 	ListBrandings(ctx context.Context, request ListBrandingsRequestObject) (ListBrandingsResponseObject, error)
@@ -9855,6 +11198,9 @@ type StrictServerInterface interface {
 	// SetBranding Replace a branding
 	// (PUT /brandings/{branding})
 	SetBranding(ctx context.Context, request SetBrandingRequestObject) (SetBrandingResponseObject, error)
+	// ListCapacity Room of each vPool, how fast it is used up and when it is full at that rate
+	// (GET /capacity)
+	ListCapacity(ctx context.Context, request ListCapacityRequestObject) (ListCapacityResponseObject, error)
 	// ListClients List the API clients
 	// (GET /clients)
 	ListClients(ctx context.Context, request ListClientsRequestObject) (ListClientsResponseObject, error)
@@ -9867,6 +11213,12 @@ type StrictServerInterface interface {
 	// GetClient Show one API client
 	// (GET /clients/{client})
 	GetClient(ctx context.Context, request GetClientRequestObject) (GetClientResponseObject, error)
+	// GetCluster How the nodes are, as the one that answers sees them; it needs no majority
+	// (GET /cluster)
+	GetCluster(ctx context.Context, request GetClusterRequestObject) (GetClusterResponseObject, error)
+	// CreateJoinToken Make a token that lets one appliance join; it is shown once
+	// (POST /cluster/tokens)
+	CreateJoinToken(ctx context.Context, request CreateJoinTokenRequestObject) (CreateJoinTokenResponseObject, error)
 	// ListConfig List the settings of the cluster
 	// (GET /config)
 	ListConfig(ctx context.Context, request ListConfigRequestObject) (ListConfigResponseObject, error)
@@ -9879,6 +11231,9 @@ type StrictServerInterface interface {
 	// SetConfig Set a setting
 	// (PUT /config/{key})
 	SetConfig(ctx context.Context, request SetConfigRequestObject) (SetConfigResponseObject, error)
+	// ListDisks List the disks of the nodes, and what each is used for
+	// (GET /disks)
+	ListDisks(ctx context.Context, request ListDisksRequestObject) (ListDisksResponseObject, error)
 	// ListDomains List the domains of failure
 	// (GET /domains)
 	ListDomains(ctx context.Context, request ListDomainsRequestObject) (ListDomainsResponseObject, error)
@@ -9912,12 +11267,24 @@ type StrictServerInterface interface {
 	// PatchGroup Change a group's roles
 	// (PATCH /groups/{group})
 	PatchGroup(ctx context.Context, request PatchGroupRequestObject) (PatchGroupResponseObject, error)
+	// GetHealth What was checked on every node, with evidence, remedy and since when
+	// (GET /health)
+	GetHealth(ctx context.Context, request GetHealthRequestObject) (GetHealthResponseObject, error)
+	// GetHistory How a figure was over time, for charts: of a node, a vPool or a vDisk
+	// (GET /metrics/history)
+	GetHistory(ctx context.Context, request GetHistoryRequestObject) (GetHistoryResponseObject, error)
 	// ListNodes List the nodes
 	// (GET /nodes)
 	ListNodes(ctx context.Context, request ListNodesRequestObject) (ListNodesResponseObject, error)
+	// RemoveNode Take a node out of the cluster for ever; it stops
+	// (DELETE /nodes/{node})
+	RemoveNode(ctx context.Context, request RemoveNodeRequestObject) (RemoveNodeResponseObject, error)
 	// GetNode Show one node
 	// (GET /nodes/{node})
 	GetNode(ctx context.Context, request GetNodeRequestObject) (GetNodeResponseObject, error)
+	// PatchNode Change the role of a node, or what is expected of it
+	// (PATCH /nodes/{node})
+	PatchNode(ctx context.Context, request PatchNodeRequestObject) (PatchNodeResponseObject, error)
 	// IssueToken OAuth2 token endpoint (RFC 6749), client credentials only
 	// (POST /oauth/token)
 	IssueToken(ctx context.Context, request IssueTokenRequestObject) (IssueTokenResponseObject, error)
@@ -9942,6 +11309,9 @@ type StrictServerInterface interface {
 	// SetPolicy Replace what a scope sets
 	// (PUT /policies/{scope})
 	SetPolicy(ctx context.Context, request SetPolicyRequestObject) (SetPolicyResponseObject, error)
+	// ListProtection What of each vDisk is acknowledged and not yet safe elsewhere
+	// (GET /protection)
+	ListProtection(ctx context.Context, request ListProtectionRequestObject) (ListProtectionResponseObject, error)
 	// Rebuild Open a vPool again from its backend alone
 	// (POST /rebuild)
 	Rebuild(ctx context.Context, request RebuildRequestObject) (RebuildResponseObject, error)
@@ -10189,6 +11559,81 @@ func (sh *strictHandler) VerifyAudit(ctx echo.Context) error {
 	return nil
 }
 
+// ListBackends operation middleware
+func (sh *strictHandler) ListBackends(ctx echo.Context, params ListBackendsParams) error {
+	var request ListBackendsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListBackends(ctx.Request().Context(), request.(ListBackendsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListBackends")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListBackendsResponseObject); ok {
+		return validResponse.VisitListBackendsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetBackend operation middleware
+func (sh *strictHandler) GetBackend(ctx echo.Context, vpool VPoolName) error {
+	var request GetBackendRequestObject
+
+	request.Vpool = vpool
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetBackend(ctx.Request().Context(), request.(GetBackendRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetBackend")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetBackendResponseObject); ok {
+		return validResponse.VisitGetBackendResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// TestBackend operation middleware
+func (sh *strictHandler) TestBackend(ctx echo.Context, vpool VPoolName) error {
+	var request TestBackendRequestObject
+
+	request.Vpool = vpool
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.TestBackend(ctx.Request().Context(), request.(TestBackendRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TestBackend")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(TestBackendResponseObject); ok {
+		return validResponse.VisitTestBackendResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // ListBrandings operation middleware
 func (sh *strictHandler) ListBrandings(ctx echo.Context, params ListBrandingsParams) error {
 	var request ListBrandingsRequestObject
@@ -10337,6 +11782,31 @@ func (sh *strictHandler) SetBranding(ctx echo.Context, branding string, params S
 	return nil
 }
 
+// ListCapacity operation middleware
+func (sh *strictHandler) ListCapacity(ctx echo.Context, params ListCapacityParams) error {
+	var request ListCapacityRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListCapacity(ctx.Request().Context(), request.(ListCapacityRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListCapacity")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListCapacityResponseObject); ok {
+		return validResponse.VisitListCapacityResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // ListClients operation middleware
 func (sh *strictHandler) ListClients(ctx echo.Context, params ListClientsParams) error {
 	var request ListClientsRequestObject
@@ -10455,6 +11925,77 @@ func (sh *strictHandler) GetClient(ctx echo.Context, client string) error {
 		return err
 	} else if validResponse, ok := response.(GetClientResponseObject); ok {
 		return validResponse.VisitGetClientResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetCluster operation middleware
+func (sh *strictHandler) GetCluster(ctx echo.Context) error {
+	var request GetClusterRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetCluster(ctx.Request().Context(), request.(GetClusterRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetCluster")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetClusterResponseObject); ok {
+		return validResponse.VisitGetClusterResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CreateJoinToken operation middleware
+func (sh *strictHandler) CreateJoinToken(ctx echo.Context, params CreateJoinTokenParams) error {
+	var request CreateJoinTokenRequestObject
+
+	request.Params = params
+
+	var body CreateJoinTokenJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateJoinToken(ctx.Request().Context(), request.(CreateJoinTokenRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateJoinToken")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreateJoinTokenResponseObject); ok {
+		return validResponse.VisitCreateJoinTokenResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -10580,6 +12121,31 @@ func (sh *strictHandler) SetConfig(ctx echo.Context, key string, params SetConfi
 		return err
 	} else if validResponse, ok := response.(SetConfigResponseObject); ok {
 		return validResponse.VisitSetConfigResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListDisks operation middleware
+func (sh *strictHandler) ListDisks(ctx echo.Context, params ListDisksParams) error {
+	var request ListDisksRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListDisks(ctx.Request().Context(), request.(ListDisksRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListDisks")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListDisksResponseObject); ok {
+		return validResponse.VisitListDisksResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -10957,6 +12523,54 @@ func (sh *strictHandler) PatchGroup(ctx echo.Context, group string, params Patch
 	return nil
 }
 
+// GetHealth operation middleware
+func (sh *strictHandler) GetHealth(ctx echo.Context) error {
+	var request GetHealthRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetHealth(ctx.Request().Context(), request.(GetHealthRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetHealth")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetHealthResponseObject); ok {
+		return validResponse.VisitGetHealthResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetHistory operation middleware
+func (sh *strictHandler) GetHistory(ctx echo.Context, params GetHistoryParams) error {
+	var request GetHistoryRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetHistory(ctx.Request().Context(), request.(GetHistoryRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetHistory")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetHistoryResponseObject); ok {
+		return validResponse.VisitGetHistoryResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // ListNodes operation middleware
 func (sh *strictHandler) ListNodes(ctx echo.Context, params ListNodesParams) error {
 	var request ListNodesRequestObject
@@ -10982,6 +12596,32 @@ func (sh *strictHandler) ListNodes(ctx echo.Context, params ListNodesParams) err
 	return nil
 }
 
+// RemoveNode operation middleware
+func (sh *strictHandler) RemoveNode(ctx echo.Context, node string, params RemoveNodeParams) error {
+	var request RemoveNodeRequestObject
+
+	request.Node = node
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RemoveNode(ctx.Request().Context(), request.(RemoveNodeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RemoveNode")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RemoveNodeResponseObject); ok {
+		return validResponse.VisitRemoveNodeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // GetNode operation middleware
 func (sh *strictHandler) GetNode(ctx echo.Context, node string) error {
 	var request GetNodeRequestObject
@@ -11001,6 +12641,55 @@ func (sh *strictHandler) GetNode(ctx echo.Context, node string) error {
 		return err
 	} else if validResponse, ok := response.(GetNodeResponseObject); ok {
 		return validResponse.VisitGetNodeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// PatchNode operation middleware
+func (sh *strictHandler) PatchNode(ctx echo.Context, node string, params PatchNodeParams) error {
+	var request PatchNodeRequestObject
+
+	request.Node = node
+	request.Params = params
+
+	var body PatchNodeJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.PatchNode(ctx.Request().Context(), request.(PatchNodeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PatchNode")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(PatchNodeResponseObject); ok {
+		return validResponse.VisitPatchNodeResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -11251,6 +12940,31 @@ func (sh *strictHandler) SetPolicy(ctx echo.Context, scope string, params SetPol
 		return err
 	} else if validResponse, ok := response.(SetPolicyResponseObject); ok {
 		return validResponse.VisitSetPolicyResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListProtection operation middleware
+func (sh *strictHandler) ListProtection(ctx echo.Context, params ListProtectionParams) error {
+	var request ListProtectionRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListProtection(ctx.Request().Context(), request.(ListProtectionRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListProtection")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListProtectionResponseObject); ok {
+		return validResponse.VisitListProtectionResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
