@@ -13,7 +13,7 @@ PACKAGES="make gcc libc6-dev patch dpkg-dev xz-utils
 	libnfs-utils libnfs-dev libnbd-dev libaio-dev zlib1g-dev pkg-config curl jq
 	rabbitmq-server memcached
 	nfs-common nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 util-linux
-	busybox-static kmod e2fsprogs dosfstools mtools syslinux syslinux-common"
+	busybox-static kmod e2fsprogs dosfstools mtools syslinux syslinux-common xfsprogs fdisk"
 
 packages() {
 	local missing=() p
