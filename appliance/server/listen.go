@@ -6,8 +6,6 @@ import (
 	"net"
 	"syscall"
 
-	"github.com/coreos/go-systemd/v22/activation"
-
 	"varve/control/api"
 )
 
@@ -16,17 +14,21 @@ import (
 type listeners struct {
 	nbd, nfs, https     []net.Listener
 	node                []net.Listener
+	portmap             []net.Listener // only what systemd hands over
+	portmapUDP          []net.PacketConn
 	apiSocket, nbdLocal net.Listener
 	control             net.Listener
 }
 
-// openListeners takes what systemd hands over by the names nbd, nfs and https, and opens the rest.
+// openListeners takes what systemd hands over by the names nbd, nfs, https, node and portmap, and opens the rest.
 func openListeners(cfg Config) (*listeners, error) {
-	given, err := activation.ListenersWithNames()
+	given, datagrams, err := handedOver()
 	if err != nil {
 		return nil, fmt.Errorf("take sockets from systemd: %w", err)
 	}
-	l := &listeners{}
+	l := &listeners{portmap: given[portmapSocket], portmapUDP: datagrams[portmapSocket]}
+	delete(given, portmapSocket)
+	delete(datagrams, portmapSocket)
 	switch cfg.Unit {
 	case UnitGateway:
 		cfg.Node = Off
@@ -54,7 +56,13 @@ func openListeners(cfg Config) (*listeners, error) {
 	for name, rest := range given {
 		closeListeners(rest)
 		if err == nil {
-			err = fmt.Errorf("systemd hands over a socket named %q; name it nbd, nfs, https or node", name)
+			err = fmt.Errorf("systemd hands over a socket named %q; name it nbd, nfs, https, node or portmap", name)
+		}
+	}
+	for name, rest := range datagrams {
+		closePackets(rest)
+		if err == nil {
+			err = fmt.Errorf("systemd hands over a datagram socket named %q; only portmap takes one", name)
 		}
 	}
 	if err != nil {
@@ -65,15 +73,8 @@ func openListeners(cfg Config) (*listeners, error) {
 }
 
 func listenTCP(given []net.Listener, name, address string) ([]net.Listener, error) {
-	var kept []net.Listener
-	for _, g := range given {
-		if g == nil {
-			return nil, fmt.Errorf("systemd's socket %q is not a stream socket", name)
-		}
-		kept = append(kept, g)
-	}
-	if len(kept) > 0 || address == Off {
-		return kept, nil
+	if len(given) > 0 || address == Off {
+		return given, nil
 	}
 	asked := address
 	if asked == NodeDefault {
@@ -105,6 +106,8 @@ func (l *listeners) close() {
 	closeListeners(l.nfs)
 	closeListeners(l.https)
 	closeListeners(l.node)
+	closeListeners(l.portmap)
+	closePackets(l.portmapUDP)
 }
 
 // first gives the address of the first listener, "" if there is none.

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"varve/appliance/console"
 	"varve/appliance/exports"
 	"varve/control/api"
 	v1 "varve/control/api/customer"
@@ -123,9 +124,13 @@ func (a *appliance) wire(ctx context.Context) error {
 		return err
 	}
 	auto := a.automation
+	web, err := console.New()
+	if err != nil {
+		return err
+	}
 	a.api, err = api.New(api.Config{Raft: a.raft, Auth: a.auth, VPools: a.vpools, VDisks: a.vdisks, Nodes: a.nodes, Store: store,
 		Tasks: auto.broker, Types: auto.types, Schedules: auto.schedules, Sinks: auto.sinks, Status: a.status, Ready: a.notReady,
-		Metrics: promhttp.HandlerFor(a.metrics, promhttp.HandlerOpts{}), Version: a.cfg.Version,
+		Metrics: promhttp.HandlerFor(a.metrics, promhttp.HandlerOpts{}), Console: web, Version: a.cfg.Version,
 		Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "api"))})
 	return err
 }
@@ -214,7 +219,9 @@ func (a *appliance) serve(ctx context.Context, g *errgroup.Group) {
 	for _, ln := range a.doors.nfs {
 		g.Go(func() error { return named("NFS", a.nfs.Run(ctx, ln)) })
 	}
-	if a.cfg.Portmap != Off {
+	if len(a.doors.portmap)+len(a.doors.portmapUDP) > 0 {
+		g.Go(func() error { return named("portmapper", a.nfs.ServePortmap(ctx, a.doors.portmap, a.doors.portmapUDP)) })
+	} else if a.cfg.Portmap != Off {
 		g.Go(func() error { return named("portmapper", a.nfs.RunPortmap(ctx, a.cfg.Portmap)) })
 	}
 	g.Go(func() error { return named("vDisk controller", a.vdisks.Run(ctx)) })
@@ -266,9 +273,7 @@ func (a *appliance) status(_ context.Context, s *v1.Status) {
 	service("nbd", first(a.doors.nbd), len(a.nbd.Attachments()))
 	service("nfs", first(a.doors.nfs), int(a.nfs.Stats().Connections))
 	service("https", first(a.doors.https), 0)
-	if a.cfg.Portmap != Off {
-		service("portmap", a.cfg.Portmap, 0)
-	}
+	service("portmap", a.portmapAddress(), 0)
 	if d.Log.Occupancy > logFull {
 		s.Problems = append(s.Problems, fmt.Sprintf("the write log is %.0f %% full: the backend does not keep up, guests' writes are slowed",
 			d.Log.Occupancy*100))
@@ -296,9 +301,7 @@ func (a *appliance) summary() Summary {
 	s := Summary{Data: a.cfg.Data, NBD: at(a.doors.nbd), NFS: at(a.doors.nfs), HTTPS: at(a.doors.https), NBDSocket: NBDSocket(a.cfg.Data),
 		APISocket: APISocket(a.cfg.Data), TokenFile: TokenFile(a.cfg.Data), CAFile: a.tls.CAFile(), Fresh: a.fresh,
 		Component: component(a.raft.Cluster(), a.raft.ID(), "appliance")}
-	if a.cfg.Portmap != Off {
-		s.Portmap = a.cfg.Portmap
-	}
+	s.Portmap = a.portmapAddress()
 	if a.auth.NeedsSetUp() {
 		s.SetupCode = a.auth.SetUpCode()
 	}

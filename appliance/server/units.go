@@ -150,6 +150,7 @@ func Control(ctx context.Context, cfg Config, ready func()) error {
 	g.Go(func() error { return named("node port", b.runNetwork(run)) })
 	g.Go(func() error { return named("control socket", b.controlServer().Serve(run, doors.control)) })
 	g.Go(func() error { return b.keepPeer(run) })
+	g.Go(func() error { return watchdog(run, cfg.Log, func(context.Context) error { return b.raft.Err() }) })
 	tell(cfg.Log, daemon.SdNotifyReady)
 	ready()
 	err = g.Wait()

@@ -183,16 +183,23 @@ func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 
 // RunPortmap answers portmapper calls on TCP and UDP at addr ("10.0.0.1:111") until ctx ends.
 func (s *Server) RunPortmap(ctx context.Context, addr string) error {
-	return portmap.Run(ctx, addr, func() []portmap.Mapping {
-		port := s.port.Load()
-		if port == 0 {
-			return nil
-		}
-		return []portmap.Mapping{
-			{Program: nfsProgram, Version: nfsVersion, Protocol: portmap.TCP, Port: port},
-			{Program: mountProgram, Version: mountVersion, Protocol: portmap.TCP, Port: port},
-		}
-	})
+	return portmap.Run(ctx, addr, s.mappings)
+}
+
+// ServePortmap is RunPortmap on sockets that are open already, which it closes.
+func (s *Server) ServePortmap(ctx context.Context, tcp []net.Listener, udp []net.PacketConn) error {
+	return portmap.Serve(ctx, tcp, udp, s.mappings)
+}
+
+func (s *Server) mappings() []portmap.Mapping {
+	port := s.port.Load()
+	if port == 0 {
+		return nil
+	}
+	return []portmap.Mapping{
+		{Program: nfsProgram, Version: nfsVersion, Protocol: portmap.TCP, Port: port},
+		{Program: mountProgram, Version: mountVersion, Protocol: portmap.TCP, Port: port},
+	}
 }
 
 func (s *Server) each(f func(*conn)) {

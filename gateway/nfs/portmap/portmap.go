@@ -52,13 +52,29 @@ func Run(ctx context.Context, addr string, mappings func() []Mapping) error {
 		ln.Close()
 		return fmt.Errorf("listen for portmap datagrams: %w", err)
 	}
+	return Serve(ctx, []net.Listener{ln}, []net.PacketConn{pc}, mappings)
+}
+
+// Serve is Run on sockets that are open already, which it closes.
+func Serve(ctx context.Context, tcp []net.Listener, udp []net.PacketConn, mappings func() []Mapping) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		<-ctx.Done()
-		return errors.Join(ln.Close(), pc.Close())
+		var failed []error
+		for _, ln := range tcp {
+			failed = append(failed, ln.Close())
+		}
+		for _, pc := range udp {
+			failed = append(failed, pc.Close())
+		}
+		return errors.Join(failed...)
 	})
-	g.Go(func() error { return serveTCP(ctx, ln, mappings) })
-	g.Go(func() error { return serveUDP(ctx, pc, mappings) })
+	for _, ln := range tcp {
+		g.Go(func() error { return serveTCP(ctx, ln, mappings) })
+	}
+	for _, pc := range udp {
+		g.Go(func() error { return serveUDP(ctx, pc, mappings) })
+	}
 	return g.Wait()
 }
 
