@@ -18,6 +18,7 @@ import (
 var version = ""
 
 func main() {
+	_ = relaxMonitor("/proc/self/task", "/proc") // it may not be allowed to
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	code := cli.Main(ctx, os.Args[1:], cli.Std{
