@@ -105,7 +105,8 @@ func (s settings) wantsPeer(peer string) bool {
 // rows are G1-G8, G13-G15, those of S3 (s3.go) and S5-S7 (scaling.go, which go together) of the goals, in the order in which
 // they run: G7 comes last of NBD since it
 // rewrites the area in order, which would make the random rows easier.
-var rows = []string{"G1", "G2", "G3", "G4", "G5", "G6", "G8", "G7", "G13", "G14", "G15", "G17", "G19", "G20", "S5", "S6", "S7"}
+var rows = []string{"G1", "G2", "G3", "G4", "G5", "G6", "G8", "G7", "G13", "G14", "G15", "G17", "G19", "G20", "S5", "S6", "S7", "S8", "S9",
+	"S10", "S11"}
 
 func main() {
 	if address := os.Getenv(s3ServerEnv); address != "" {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,7 +24,17 @@ import (
 // on a volume of 1 GiB, written in order; and its block map alone, where a TiB can be had in seconds, of volumes of 1 GiB and
 // of 1 TiB that are mapped whole.
 
-var scalingRows = []string{"S5", "S6", "S7"}
+var scalingRows = []string{"S5", "S6", "S7", "S8", "S9", "S10", "S11"}
+
+// scalingGroups are rows that go together.
+var scalingGroups = []struct {
+	rows []string
+	run  func(ctx context.Context, r *recorder, dir string) error
+}{
+	{[]string{"S5", "S6", "S7"}, snapshotRows},
+	{[]string{"S8"}, reclaimRows},
+	{[]string{"S9", "S10", "S11"}, requestRows},
+}
 
 const (
 	scaledBytes = 1 << 30
@@ -49,14 +61,28 @@ func stopwatch(times *[]time.Duration, f func() error) error {
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
 
 func scalingRun(ctx context.Context, r *recorder, dir string) error {
-	if !slices.ContainsFunc(scalingRows, r.settings.wantsRow) {
-		return nil
+	for i, g := range scalingGroups {
+		if !slices.ContainsFunc(g.rows, r.settings.wantsRow) || ctx.Err() != nil {
+			continue
+		}
+		sub, begin := filepath.Join(dir, fmt.Sprint("scale-", i)), time.Now()
+		if err := os.MkdirAll(sub, 0o755); err != nil {
+			return err
+		}
+		if err := errors.Join(g.run(ctx, r, sub), os.RemoveAll(sub)); err != nil {
+			return fmt.Errorf("%s: %w", strings.Join(g.rows, " "), err)
+		}
+		fmt.Printf("     %s took %s\n", strings.Join(g.rows, " "), time.Since(begin).Round(time.Second))
 	}
+	return ctx.Err()
+}
+
+func snapshotRows(ctx context.Context, r *recorder, dir string) error {
 	if err := scaleMaps(ctx, filepath.Join(dir, "map")); err != nil {
-		return fmt.Errorf("S5-S7, block map: %w", err)
+		return fmt.Errorf("block map: %w", err)
 	}
 	if err := scaleDriver(ctx, dir, r.settings.runTime); err != nil {
-		return fmt.Errorf("S5-S7, volume driver: %w", err)
+		return fmt.Errorf("volume driver: %w", err)
 	}
 	return nil
 }
