@@ -112,9 +112,10 @@ func (d *Driver) Clone(ctx context.Context, parent, snapshot uuid.UUID, s Spec) 
 	if err != nil {
 		return nil, fmt.Errorf("clone: %w", err)
 	}
-	now := d.now().UnixNano()
+	now, options := d.now().UnixNano(), p.root.Options
+	options.Rewind = 0
 	r := root{ID: s.ID, Pool: p.root.Pool, Epochs: append(epochs, epochSpan{From: base, Epoch: s.Epoch}), Size: sn.Size, ModTime: sn.ModTime,
-		NextSCO: base, UsedBlocks: sn.UsedBlocks, Keys: keys, Options: p.root.Options, Parent: &parentRef{Volume: parent, Snapshot: snapshot, Seq: sn.Seq, Base: base},
+		NextSCO: base, UsedBlocks: sn.UsedBlocks, Keys: keys, Options: options, Parent: &parentRef{Volume: parent, Snapshot: snapshot, Seq: sn.Seq, Base: base},
 		Name: rootObject{N: 1, PoolName: s.PoolName, Path: s.Path, Kind: s.Kind, Created: now}}
 	_, err = d.maps.Fork(sn.Handle, sn.Gen, func(h blockmap.Handle) []blockmap.KV {
 		r.Handle, r.Branches = h, []branch{{Handle: h, Parent: sn.Handle, Gen: sn.Gen}}
@@ -189,6 +190,11 @@ func (v *Volume) Rollback(ctx context.Context, id uuid.UUID, saveAs SnapshotSpec
 	v.order.Unlock()
 	if err := v.rollback(ctx, target, saveAs); err != nil {
 		return fmt.Errorf("roll back volume %s to snapshot %s: %w", v.id, target.Name, err)
+	}
+	if v.rewindWindow() > 0 { // so that what comes now can be had back when the snapshot is gone
+		if err := v.takeBase(ctx); err != nil {
+			v.d.log.Warn("no base for the rewind window after a rollback", "volume", v.id, "err", err)
+		}
 	}
 	return nil
 }

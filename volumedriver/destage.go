@@ -55,6 +55,7 @@ type job struct {
 	first, last uint64 // log sequences (first, last]
 	size        int64
 	modTime     int64
+	time        int64  // of the last record
 	marks       []mark // snapshots at the end of the range
 	revert      uint64 // the range is one rollback, to the snapshot with this sequence number
 	picks       []pick
@@ -107,6 +108,7 @@ func (v *Volume) cut(limitBlocks int) *job {
 	j := &job{v: v, first: s.sealed, size: s.sealedSize, modTime: s.sealedTime, prev: s.prev, last: s.sealed}
 	newest := make(map[uint64]pick)
 	records := 0
+	seconds := v.root.Options.Rewind > 0 // then no SCO holds records of two
 	var bytes int64
 	v.queue.after(s.sealed, func(r *record) bool {
 		if records == recordsPerSeal || len(j.zeros) == sco.MaxZeros || r.kind == writelog.Data && len(newest)+int(r.blocks) > limitBlocks {
@@ -116,6 +118,10 @@ func (v *Volume) cut(limitBlocks int) *job {
 		if len(j.marks) > 0 && !snap || revert && records > 0 {
 			return false
 		}
+		if seconds && records > 0 && r.time/int64(time.Second) != j.time/int64(time.Second) {
+			return false
+		}
+		j.time = r.time
 		records++
 		switch r.kind {
 		case writelog.Data:
@@ -430,7 +436,7 @@ func (j *job) build(b *sco.Builder) error {
 func (s *destager) putSCO(ctx context.Context, j *job, parts [][]byte) error {
 	return s.d.retry(ctx, j.v, func(attempt int, store backend.Backend) error {
 		err := store.Put(ctx, sco.Name(j.v.id, j.id.Epoch, j.id.Seq, attempt), parts...)
-		j.at = place{Epoch: j.id.Epoch, Attempt: attempt, Prev: j.prev.Seq, Blocks: len(j.picks)}
+		j.at = place{Epoch: j.id.Epoch, Attempt: attempt, Prev: j.prev.Seq, Blocks: len(j.picks), Last: j.last, Time: j.time, Revert: j.revert}
 		return err
 	})
 }

@@ -60,6 +60,9 @@ type Config struct {
 	ScrubBytesPerSecond int64
 	ScrubGrace          time.Duration
 
+	// RewindEvery is how often the driver looks whether a rewind window needs another base: 5 s, negative: never by itself.
+	RewindEvery time.Duration
+
 	Metrics prometheus.Registerer // may be nil
 
 	sealAge, sealAnyAge time.Duration
@@ -89,6 +92,7 @@ func (c Config) withDefaults() Config {
 	dur(&c.DrainDeadline, 20*time.Second)
 	dur(&c.ScrubEvery, 10*time.Minute)
 	dur(&c.ScrubGrace, 10*time.Minute)
+	dur(&c.RewindEvery, 5*time.Second)
 	def(&c.ScrubBytesPerSecond, 64<<20)
 	if c.ScrubTarget == 0 {
 		c.ScrubTarget = 1.35
@@ -124,6 +128,7 @@ type Driver struct {
 	destager     *destager
 	checkpointer *checkpointer
 	scrubber     *scrubber
+	rewinder     *rewinder
 	floor        floor // guarded by checkpointer.one
 
 	mu      sync.RWMutex
@@ -152,6 +157,7 @@ func Open(cfg Config) (*Driver, error) {
 	d.destager = newDestager(d)
 	d.checkpointer = newCheckpointer(d)
 	d.scrubber = newScrubber(d)
+	d.rewinder = &rewinder{d: d}
 	d.pace = newPace(d)
 	if err := cfg.FS.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make %s: %w", cfg.Dir, err)
@@ -248,6 +254,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	g.Go(func() error { return d.pace.run(ctx) })
 	g.Go(func() error { return d.keepLedger(ctx) })
 	g.Go(func() error { return d.scrubber.run(ctx) })
+	g.Go(func() error { return d.rewinder.run(ctx) })
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -518,10 +525,12 @@ func (d *Driver) Delete(ctx context.Context, id uuid.UUID) error {
 			if err != nil {
 				return fmt.Errorf("delete volume %s: %w", id, err)
 			}
-			for _, i := range found {
-				if err := store.Delete(ctx, i.Name); err != nil {
-					return fmt.Errorf("delete volume %s: %w", id, err)
-				}
+			names := make([]string, len(found))
+			for i := range found {
+				names[i] = found[i].Name
+			}
+			if err := backend.DeleteAll(ctx, store, names); err != nil {
+				return fmt.Errorf("delete volume %s: %w", id, err)
 			}
 			if len(found) == 0 {
 				break

@@ -32,20 +32,24 @@ const exhaustiveBlocks = 6
 var (
 	cloneID   = uuid.MustParse("00000000-0000-4000-8000-00000000000c")
 	snapFirst = uuid.MustParse("a0000000-0000-4000-8000-000000000001")
+
+	snapRewound = uuid.MustParse("b0000000-0000-4000-8000-000000000001")
 )
 
 // small is a volume with a snapshot of an older state, and what may become a clone of it.
 type small struct {
-	d    *Driver
-	stop func() error
-	next byte // names snapshots
+	d     *Driver
+	stop  func() error
+	next  byte         // names snapshots
+	ahead atomic.Int64 // the driver's clock, of the real one
 }
 
 func openSmall(fsys vfs.FS, run bool) (*small, error) {
-	s := shapes[1]
+	s, x := shapes[1], &small{next: 1}
 	d, err := Open(Config{FS: fsys, Dir: "/data", LogBytes: s.log, SegmentBytes: s.seg, BatchBytes: int(s.seg / 4), MapBudgetBytes: s.mapBudget,
 		SCOBytes: s.sco, CheckpointBytes: s.cp, NoPrewrite: true, sealAge: time.Hour, sealAnyAge: time.Hour, retryMax: 5 * time.Millisecond,
-		CheckpointEvery: time.Hour, ScrubEvery: -1, ScrubBytesPerSecond: -1})
+		CheckpointEvery: time.Hour, ScrubEvery: -1, ScrubBytesPerSecond: -1, RewindEvery: -1,
+		Now: func() time.Time { return time.Now().Add(time.Duration(x.ahead.Load())) }})
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +58,7 @@ func openSmall(fsys vfs.FS, run bool) (*small, error) {
 		return nil, errors.Join(err, d.Close())
 	}
 	d.AddPool(testPool, b)
-	x := &small{d: d, next: 1, stop: d.Close}
+	x.d, x.stop = d, d.Close
 	if run {
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan error, 1)
@@ -209,6 +213,55 @@ var smallOps = []smallOp{
 	}, false},
 }
 
+// smallRewind takes a snapshot of what the volume was when its content was 2, which comes after a base and before a second overwrite.
+var smallRewind = smallOp{"rewind", func(ctx context.Context, x *small, v *Volume) error {
+	_, err := v.Rewind(ctx, smallEpoch.Add(4*time.Second), SnapshotSpec{ID: snapRewound, Name: "rewound", Created: time.Unix(1, 0)}, nil)
+	return err
+}, false}
+
+// afterRewind are operations on what smallRewind has made.
+var afterRewind = []smallOp{
+	{"delete what was rewound to", func(ctx context.Context, _ *small, v *Volume) error { return v.DeleteSnapshot(ctx, snapRewound) }, false},
+	{"rollback to it", func(ctx context.Context, x *small, v *Volume) error { return v.Rollback(ctx, snapRewound, x.spec()) }, true},
+}
+
+// smallEpoch is when smallWindow begins, by its clock.
+var smallEpoch = time.Date(2033, 3, 3, 3, 3, 3, 0, time.UTC)
+
+// smallWindow is smallBase with a rewind window: content 2 is written in one second, content 7 over it in another.
+func smallWindow() (*vfs.Mem, error) {
+	ctx := context.Background()
+	mem, err := smallBase()
+	if err != nil {
+		return nil, err
+	}
+	x, err := openSmall(mem, true)
+	if err != nil {
+		return nil, err
+	}
+	x.at(time.Second)
+	v, err := x.d.Volume(ctx, testVolume)
+	if err == nil {
+		err = v.SetRewind(ctx, time.Hour)
+	}
+	for i, value := range []uint64{8, 2, 7} {
+		x.at(time.Duration(i+2) * time.Second)
+		if err == nil {
+			err = v.Write(ctx, fill(4-i, value), int64(i)*blockSize, blockio.FUA)
+		}
+	}
+	if err == nil {
+		x.at(5 * time.Second)
+		err = x.d.Drain(ctx)
+	}
+	return mem, errors.Join(err, x.stop())
+}
+
+// at sets the clock to a moment after smallEpoch.
+func (x *small) at(d time.Duration) {
+	x.ahead.Store(int64(time.Until(smallEpoch.Add(d + time.Millisecond))))
+}
+
 // smallCut is a power cut in the middle of operation number op of a program.
 type smallCut struct {
 	fs   *vfs.Mem
@@ -220,31 +273,42 @@ func TestExhaustivePrograms(t *testing.T) {
 	if testing.Short() {
 		t.Skip("minutes")
 	}
-	var programs [][]smallOp
+	base, err := smallBase()
+	must(t, err)
+	window, err := smallWindow()
+	must(t, err)
+	type program struct {
+		on  *vfs.Mem
+		ops []smallOp
+	}
+	var programs []program
 	only := regexp.MustCompile(os.Getenv("VARVE_PROGRAMS"))
-	add := func(program ...smallOp) {
-		if only.MatchString(namesOf(program)) {
-			programs = append(programs, program)
+	add := func(on *vfs.Mem, ops ...smallOp) {
+		if only.MatchString(namesOf(ops)) {
+			programs = append(programs, program{on, ops})
 		}
 	}
 	for _, a := range smallOps {
-		add(a)
+		add(base, a)
 		for _, b := range smallOps {
-			add(a, b)
+			add(base, a, b)
 		}
+		add(window, a, smallRewind)
+		add(window, smallRewind, a)
+	}
+	for _, b := range afterRewind {
+		add(window, smallRewind, b)
 	}
 	if len(programs) == 0 {
 		t.Skipf("no program is called %s", only) // no failure: whoever plants a bug would take it for the bug found
 	}
-	base, err := smallBase()
-	must(t, err)
 	var cuts atomic.Int64
 	began := time.Now()
 	var wg sync.WaitGroup
 	for lane := range 2 {
 		wg.Go(func() {
 			for i := lane; i < len(programs) && !t.Failed(); i += 2 {
-				n, err := runSmall(base.Kill(), programs[i], i)
+				n, err := runSmall(programs[i].on.Kill(), programs[i].ops, i)
 				cuts.Add(int64(n))
 				if err != nil {
 					t.Errorf("program %d: %v", i, err)
@@ -254,7 +318,7 @@ func TestExhaustivePrograms(t *testing.T) {
 	}
 	wg.Wait()
 	if !t.Failed() {
-		fmt.Printf("» %d programs of up to two of %d operations, %d power cuts, one before every call of the file system, in %s: 0 violations\n",
+		fmt.Printf("» %d programs of up to two of %d operations, with a rewind too, %d power cuts, one before every call of the file system, in %s: 0 violations\n",
 			len(programs), len(smallOps), cuts.Load(), time.Since(began).Round(time.Second))
 	}
 }
@@ -300,6 +364,7 @@ func runSmall(mem *vfs.Mem, program []smallOp, seed int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	x.at(6 * time.Second)
 	v, err := x.d.Volume(ctx, testVolume)
 	if err != nil {
 		return 0, err

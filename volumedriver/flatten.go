@@ -8,6 +8,7 @@ import (
 
 	"varve/volumedriver/blockio"
 	"varve/volumedriver/blockmap"
+	"varve/volumedriver/qos"
 	"varve/volumedriver/writelog"
 )
 
@@ -32,6 +33,8 @@ func (d *Driver) Flatten(ctx context.Context, v *Volume, progress func(done, tot
 	if v.template.Load() {
 		return fmt.Errorf("flatten volume %s: it is a template: %w", v.id, blockio.ErrReadOnly)
 	}
+	v.flattening.Store(true) // no new bases until it is cut loose
+	defer v.flattening.Store(false)
 	for round := 0; ; round++ {
 		left, err := v.copyInherited(ctx, parent.Base, progress)
 		if err != nil {
@@ -39,6 +42,11 @@ func (d *Driver) Flatten(ctx context.Context, v *Volume, progress func(done, tot
 		}
 		if left > 0 && round < 8 { // a rollback may have brought some back
 			continue
+		}
+		if len(v.Snapshots()) == 0 {
+			if err := v.dropBases(ctx); err != nil {
+				return fmt.Errorf("flatten volume %s: %w", v.id, err)
+			}
 		}
 		if err := v.cutLoose(ctx, parent.Base); err != nil {
 			return fmt.Errorf("flatten volume %s: %w", v.id, err)
@@ -111,7 +119,7 @@ func (v *Volume) copyInherited(ctx context.Context, base uint64, progress func(d
 
 // rewrite reads n blocks and writes the same again, unless the volume is shorter by now.
 func (v *Volume) rewrite(ctx context.Context, lba, n uint64, buf []byte) error {
-	if err := v.d.pace.wait(ctx, int(n)*blockSize); err != nil {
+	if err := v.share.Wait(ctx, qos.Write, int(n)*blockSize); err != nil {
 		return err
 	}
 	seq, err := v.claimRun(lba, n)

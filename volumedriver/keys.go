@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -37,8 +38,9 @@ type PoolOptions struct {
 
 // volumeOptions is what a volume says otherwise than its vPool.
 type volumeOptions struct {
-	Codec  string      `json:"codec,omitempty"`
-	Limits *qos.Limits `json:"limits,omitempty"`
+	Codec  string        `json:"codec,omitempty"`
+	Limits *qos.Limits   `json:"limits,omitempty"`
+	Rewind time.Duration `json:"rewind_ns,omitempty"` // the window; 0: none
 }
 
 // keyrings holds the unwrapped keys of volumes.

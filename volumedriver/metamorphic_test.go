@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -78,6 +79,19 @@ type kin struct {
 	snaps    map[uuid.UUID]*kept
 	parent   *kept
 	template bool
+
+	changes int           // how many there were
+	settled int           // of them, up to base
+	window  time.Duration // of the rewind
+	from    time.Time     // since when it is whole
+	moments []moment      // of the past, oldest first
+}
+
+// moment is what a volume was when a second began.
+type moment struct {
+	at      time.Time
+	blocks  blocks
+	changes int
 }
 
 type kept struct {
@@ -90,6 +104,7 @@ type kept struct {
 
 func (k *kin) change(c change) {
 	k.now = k.now.apply(c)
+	k.changes++
 	k.since = append(k.since, c)
 	if len(k.since) > 4096 {
 		panic("the oracle is flushed too rarely")
@@ -97,7 +112,7 @@ func (k *kin) change(c change) {
 }
 
 func (k *kin) durable() {
-	k.base, k.since = slices.Clone(k.now), nil
+	k.base, k.since, k.settled = slices.Clone(k.now), nil, k.changes
 }
 
 // family drives the volumes and the oracle.
@@ -107,6 +122,7 @@ type family struct {
 	rng   *rand.Rand
 	mem   *vfs.Mem
 	d     *Driver
+	ahead atomic.Int64 // the driver's clock, of the real one
 	stop  func() error
 	kin   []*kin
 	value uint64
@@ -120,6 +136,9 @@ const (
 	familyBlocks = 1300 // two leaves and a half
 	familyMax    = 5
 	familySnaps  = 8
+
+	familyWindow  = 40 * time.Second
+	familyMoments = 40
 )
 
 func (f *family) must(err error) {
@@ -133,7 +152,8 @@ func (f *family) open() {
 	s := f.shape
 	cfg := Config{FS: f.mem, Dir: "/data", LogBytes: s.log, SegmentBytes: s.seg, BatchBytes: int(s.seg / 4), MapBudgetBytes: s.mapBudget,
 		SCOBytes: s.sco, CheckpointBytes: s.cp, NoPrewrite: true, sealAge: s.sealAge, sealAnyAge: max(s.sealAge, 10*time.Millisecond),
-		retryMax: 10 * time.Millisecond, CheckpointEvery: 50 * time.Millisecond, ScrubEvery: -1, ScrubBytesPerSecond: -1}
+		retryMax: 10 * time.Millisecond, CheckpointEvery: 50 * time.Millisecond, ScrubEvery: -1, ScrubBytesPerSecond: -1,
+		RewindEvery: -1, Now: f.now}
 	d, err := Open(cfg)
 	f.must(err)
 	b, err := local.Open(f.mem, "/backend")
@@ -210,13 +230,83 @@ func (f *family) snapshotOf(k *kin) *kept {
 	return pickOf(f.rng, k.snaps, func(a, b *kept) int { return int(a.seq) - int(b.seq) })
 }
 
+func (f *family) now() time.Time { return time.Now().Add(time.Duration(f.ahead.Load())) }
+
+// pass lets time go by between two operations, and notes what the volumes are when a second begins meanwhile.
+func (f *family) pass() {
+	before := f.now()
+	f.ahead.Add(f.rng.Int64N(int64(1500 * time.Millisecond)))
+	second := f.now().Truncate(time.Second)
+	if !second.After(before) {
+		return
+	}
+	for _, k := range f.kin {
+		if n := len(k.moments); k.window == 0 || n > 0 && k.moments[n-1].changes == k.changes {
+			continue
+		}
+		k.moments = append(k.moments, moment{second, slices.Clone(k.now), k.changes})
+		k.moments = k.moments[max(0, len(k.moments)-familyMoments):]
+	}
+}
+
+// rewinds opens and closes windows, lets the driver look after them, and rewinds.
+func (f *family) rewinds(ctx context.Context, k *kin) {
+	v := f.volume(k)
+	switch p := f.rng.IntN(100); {
+	case p < 10 && k.window == 0:
+		k.window = familyWindow
+		f.must(v.SetRewind(ctx, k.window))
+		k.from = f.now()
+		if k.template {
+			k.from = f.now().Add(time.Hour)
+		}
+		f.count["rewind window"]++
+	case p < 10:
+		k.window, k.moments = 0, nil
+		f.must(v.SetRewind(ctx, 0))
+	case p < 40:
+		f.must(f.d.rewinder.keep(ctx))
+		for _, k := range f.kin {
+			if !k.template && k.from.After(f.now()) {
+				k.from = f.now()
+			}
+		}
+	default:
+		if len(k.moments) == 0 || len(k.snaps) >= familySnaps {
+			return
+		}
+		f.rewind(ctx, k, k.moments[f.rng.IntN(len(k.moments))])
+	}
+}
+
+func (f *family) rewind(ctx context.Context, k *kin, m moment) {
+	s, err := f.volume(k).Rewind(ctx, m.at, f.snapSpec(), nil)
+	if errors.Is(err, ErrRewind) && (m.at.Before(k.from) || m.at.Before(f.now().Add(-k.window))) {
+		return
+	}
+	f.must(err)
+	if s.Size != int64(len(m.blocks))*blockSize {
+		f.t.Fatalf("%s: rewound to %d bytes, the volume had %d blocks", f.what, s.Size, len(m.blocks))
+	}
+	kept := &kept{of: k, id: s.ID, blocks: m.blocks, seq: s.Seq}
+	k.snaps[s.ID] = kept
+	k.durable()
+	f.readSnapshot(ctx, kept)
+	f.count["rewind"]++
+}
+
 // step does one operation.
 func (f *family) step() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
+	f.pass()
 	k := f.kin[f.rng.IntN(len(f.kin))]
 	v := f.volume(k)
 	did := func(name string) { f.count[name]++ }
+	if f.rng.IntN(50) == 0 {
+		f.rewinds(ctx, k)
+		return
+	}
 	switch p := f.rng.IntN(1000); {
 	case p < 420:
 		lba, n := f.some(len(k.now))
@@ -361,6 +451,9 @@ func (f *family) step() {
 			return
 		}
 		err := f.d.Flatten(ctx, v, nil)
+		if len(k.snaps) == 0 {
+			k.from = f.now().Add(time.Hour) // until there is a base again
+		}
 		if len(k.snaps) > 0 || errors.Is(err, ErrInUse) {
 			if !errors.Is(err, ErrInUse) {
 				f.t.Fatalf("%s: flattening a clone with %d snapshots: %v", f.what, len(k.snaps), err)
@@ -462,6 +555,7 @@ func (f *family) rollback(ctx context.Context, k *kin, s *kept) {
 	f.must(err)
 	f.keep(k, v.describe(saved))
 	k.now = slices.Clone(s.blocks)
+	k.changes++
 	k.durable()
 }
 
@@ -541,7 +635,8 @@ func (f *family) settle(k *kin) {
 	at := slices.Clone(k.base)
 	for i := 0; ; i++ {
 		if slices.Equal(at, got) {
-			k.now = at
+			k.now, k.changes = at, k.settled+i
+			k.moments = slices.DeleteFunc(k.moments, func(m moment) bool { return m.changes > k.changes })
 			k.durable()
 			return
 		}

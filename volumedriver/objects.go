@@ -163,6 +163,9 @@ type place struct {
 	Off       int64  `json:"off,omitempty"`
 	Bytes     int64  `json:"bytes"`            // of the SCO with its header
 	Blocks    int    `json:"blocks,omitempty"` // that are in it
+	Last      uint64 `json:"last,omitempty"`   // its last log record
+	Time      int64  `json:"time,omitempty"`   // of that, Unix nanoseconds; 0: not known
+	Revert    uint64 `json:"revert,omitempty"` // it is a rollback, to the snapshot with this log sequence
 }
 
 // own says that the SCO is an object of its own.
@@ -275,7 +278,7 @@ func (d *Driver) eachSCO(ctx context.Context, store backend.Backend, name string
 		if err != nil {
 			return fmt.Errorf("read %s: %w", name, err)
 		}
-		return fn(h, place{Epoch: h.Epoch, Attempt: attempt, Bytes: h.ObjectBytes(), Blocks: h.Blocks()})
+		return fn(h, place{Epoch: h.Epoch, Attempt: attempt, Bytes: h.ObjectBytes(), Blocks: h.Blocks(), Last: h.LastLog, Revert: h.Revert})
 	}
 	id, _, _, _, err := sco.ParseContainerName(name)
 	if err != nil {
@@ -290,7 +293,8 @@ func (d *Driver) eachSCO(ctx context.Context, store backend.Backend, name string
 		if err != nil {
 			return fmt.Errorf("read %s at %d: %w", name, e.Offset, err)
 		}
-		if err := fn(h, place{Epoch: h.Epoch, Container: name, Off: e.Offset, Bytes: e.Bytes, Blocks: h.Blocks()}); err != nil {
+		at := place{Epoch: h.Epoch, Container: name, Off: e.Offset, Bytes: e.Bytes, Blocks: h.Blocks(), Last: h.LastLog, Revert: h.Revert}
+		if err := fn(h, at); err != nil {
 			return err
 		}
 	}

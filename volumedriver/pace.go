@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"varve/volumedriver/blockio"
+	"varve/volumedriver/qos"
 )
 
 // pace slows writers smoothly as the log fills, so that they meet the speed of the backend before the log is full:
@@ -18,18 +19,18 @@ import (
 //	            0.9 - 1    a rate that falls from the drain rate to an eighth of it
 //	            full       wait for room; an error only if nothing at all has drained for the drain deadline
 //
-// The drain rate is what has lately gone from the log to the backends. Writers pass a token bucket; a Try method that would have to wait
-// answers ErrBusy instead.
+// The drain rate is what has lately gone from the log to the backends. Writers pass a gate of package qos, which
+// the volumes that wait share fairly; a Try method that would have to wait answers ErrBusy instead.
 type pace struct {
 	d       *Driver
 	limited atomic.Bool
 	last    atomic.Int64 // unix ns of the last time something went from the log to a backend
 	freed   atomic.Int64 // bytes that went from the log to the backends
 
+	gate *qos.Gate // lets written bytes into the log at the rate that is right now; the volumes that wait share it
+
 	mu    sync.Mutex
-	rate  float64 // bytes per second that may be written
 	drain float64 // bytes per second that go from the log to the backends, smoothed
-	ready time.Time
 }
 
 const (
@@ -44,7 +45,12 @@ const (
 	drainDefault = 64 << 20
 )
 
-func newPace(d *Driver) *pace { return &pace{d: d, drain: drainDefault} }
+func newPace(d *Driver) *pace {
+	return &pace{d: d, drain: drainDefault, gate: qos.NewGate(qos.Limits{Burst: paceBurst})}
+}
+
+// share is a volume's way into the log.
+func (p *pace) share() *qos.Limiter { return qos.NewLimiter(qos.Limits{}, p.gate) }
 
 // over says whether writers have to be paced now.
 func (p *pace) over() bool { return p.limited.Load() }
@@ -64,6 +70,7 @@ func (p *pace) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			p.limited.Store(false)
+			p.gate.SetWriteRate(0)
 			return nil
 		case <-tick.C:
 		}
@@ -81,8 +88,9 @@ func (p *pace) follow(occupancy, drain float64) {
 	if occupancy > paceFrom || drain > 0 {
 		p.drain += paceSmooth * (drain - p.drain)
 	}
-	p.rate = paceRate(occupancy, p.drain)
-	p.limited.Store(p.rate > 0)
+	rate := paceRate(occupancy, p.drain)
+	p.limited.Store(rate > 0)
+	p.gate.SetWriteRate(int64(rate))
 }
 
 // paceRate gives the bytes per second to let in, 0 for no limit.
@@ -96,34 +104,6 @@ func paceRate(occupancy, drain float64) float64 {
 	default:
 		x := min(1, (occupancy-paceSteep)/(1-paceSteep))
 		return max(paceFloor, drain*(1+(paceSlowest-1)*x))
-	}
-}
-
-// wait lets n bytes pass at the present rate.
-func (p *pace) wait(ctx context.Context, n int) error {
-	if !p.limited.Load() {
-		return ctx.Err()
-	}
-	p.mu.Lock()
-	if p.rate == 0 {
-		p.mu.Unlock()
-		return nil
-	}
-	now := time.Now()
-	if earliest := now.Add(-paceBurst); p.ready.Before(earliest) {
-		p.ready = earliest
-	}
-	p.ready = p.ready.Add(time.Duration(float64(n) / p.rate * float64(time.Second)))
-	d := p.ready.Sub(now)
-	p.mu.Unlock()
-	if d <= 0 {
-		return nil
-	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
 	}
 }
 

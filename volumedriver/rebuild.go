@@ -371,6 +371,9 @@ func (b *rebuilding) cut(r *root, v *rebuiltVolume, o sco.Root, chain []*sco.Hea
 		if err := json.Unmarshal(m.Data, &sn.SnapshotSpec); err != nil || sn.check() != nil {
 			sn.SnapshotSpec = SnapshotSpec{ID: uuid.New(), Name: fmt.Sprintf("found-%d", m.Seq), Created: time.Unix(0, c.Created)}
 		}
+		if sn.Base { // the window begins anew
+			continue
+		}
 		listed := false
 		for _, l := range o.Snapshots {
 			if l.ID == sn.ID {
@@ -385,6 +388,17 @@ func (b *rebuilding) cut(r *root, v *rebuiltVolume, o sco.Root, chain []*sco.Hea
 			sn.SnapshotSpec.Name = ""
 		}
 		keep = append(keep, sn)
+	}
+	for _, l := range o.Snapshots { // a rewind has made it afterwards: no mark tells of it
+		if l.Seq == c.LastLog && !slices.ContainsFunc(keep, func(sn *snapshot) bool { return sn.ID == l.ID }) {
+			keep = append(keep, &snapshot{SnapshotSpec: specOf(l), Seq: l.Seq, Size: r.Size, ModTime: r.ModTime, Handle: r.Handle, UsedBlocks: r.UsedBlocks})
+		}
+	}
+	back := func(sn *snapshot) bool { return sn.Seq == c.LastLog }
+	if !slices.ContainsFunc(keep, back) && slices.ContainsFunc(chain, func(h *sco.Header) bool { return h.Revert == c.LastLog }) {
+		// The volume was rolled back to what a rewind had made, and that is deleted.
+		keep = append(keep, &snapshot{SnapshotSpec: SnapshotSpec{ID: uuid.New()}, Seq: c.LastLog, Size: r.Size, ModTime: r.ModTime,
+			Handle: r.Handle, UsedBlocks: r.UsedBlocks})
 	}
 	if len(keep) == 0 {
 		return nil

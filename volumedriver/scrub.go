@@ -109,7 +109,9 @@ type scrubState struct {
 type VolumeSpace struct {
 	Held int64 // bytes on the backend
 	Live int64 // bytes of blocks that the volume, its snapshots, or clones of them can reach
-	At   time.Time
+	// History is bytes of blocks beside those that only the rewind window holds.
+	History int64
+	At      time.Time
 }
 
 func newScrubber(d *Driver) *scrubber {
@@ -328,6 +330,10 @@ func (p *scrubPass) volume(ctx context.Context, r *root) error {
 			in[s.at.Container]++
 		}
 	}
+	history, rewind, err := p.d.historyFrom(r) // before the mark, which sees what has been made of a base that goes meanwhile
+	if err != nil {
+		return err
+	}
 	marks := make(map[uint64]*liveBits)
 	for from := 0; from < len(scos); from += scrubWindow {
 		window := scos[from:min(from+scrubWindow, len(scos))]
@@ -338,13 +344,18 @@ func (p *scrubPass) volume(ctx context.Context, r *root) error {
 		for i := range window {
 			bits := found[window[i].seq]
 			window[i].live = bits.count()
+			space.Live += int64(window[i].live) * blockSize
+			if rewind && window[i].at.Last > history {
+				space.History += int64(window[i].at.Blocks-window[i].live) * blockSize
+				window[i].live = window[i].at.Blocks
+			}
 			live += window[i].live
 			if window[i].live < window[i].at.Blocks && bits != nil {
 				marks[window[i].seq] = bits
 			}
 		}
 	}
-	space.Live, space.At = int64(live)*blockSize, p.d.now()
+	space.At = p.d.now()
 	p.report.HeldBytes += space.Held
 	p.report.LiveBytes += space.Live
 	p.s.mu.Lock()
@@ -631,7 +642,9 @@ func (p *scrubPass) compact(ctx context.Context, b *sco.Builder, volume uuid.UUI
 	if err := c.Add(b.Header(), parts); err != nil {
 		return place{}, err
 	}
-	return place{Epoch: s.at.Epoch, Prev: s.at.Prev, Bytes: b.Header().ObjectBytes(), Blocks: b.Header().Blocks()}, nil
+	at := s.at
+	at.Attempt, at.Container, at.Off, at.Bytes, at.Blocks = 0, "", 0, b.Header().ObjectBytes(), b.Header().Blocks()
+	return at, nil
 }
 
 // owns says whether the volume is still this node's, in the same epoch.

@@ -58,3 +58,33 @@ func TestScrubOfFullBackend(t *testing.T) {
 		t.Fatalf("it reads %s", got)
 	}
 }
+
+// TestMarkAsksClonesThemselves: what leaves of a clone's own name stays, also if the record of the snapshot that it began as is lost.
+// The scrub asks every volume whose map may name an SCO, not only the one that wrote it.
+func TestMarkAsksClonesThemselves(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	mem, err := smallBase()
+	must(t, err)
+	x, err := openSmall(mem, true)
+	must(t, err)
+	defer func() { must(t, x.stop()) }()
+	parent, err := x.d.Volume(ctx, testVolume)
+	must(t, err)
+	clone, err := x.d.Clone(ctx, testVolume, snapFirst, Spec{ID: cloneID, Pool: testPool, Epoch: 1, PoolName: "default", Path: "clone.raw", Kind: "disk"})
+	must(t, err)
+	must(t, clone.Write(ctx, fill(1, 5), 0, 0))
+	must(t, x.d.Drain(ctx))
+	parent.mu.Lock()
+	parent.snaps = nil
+	parent.mu.Unlock()
+	must(t, parent.Write(ctx, fill(exhaustiveBlocks, 9), 0, 0))
+	must(t, x.d.Drain(ctx))
+	r, err := x.d.Scrub(ctx, testPool, ScrubOptions{Target: 1, Grace: -1})
+	must(t, err)
+	x.d.objects.forget(nil)
+	got, err := contentOf(clone.Size(), func(p []byte) error { return clone.Read(ctx, p, 0) })
+	if want := "5" + strings.Repeat("1", exhaustiveBlocks-1); err != nil || got != want {
+		t.Fatalf("after a scrub that moved %d SCOs the clone reads %q (%v), want %q", r.Moved, got, err, want)
+	}
+}

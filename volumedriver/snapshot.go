@@ -59,6 +59,7 @@ type SnapshotSpec struct {
 	Automatic  bool              `json:"automatic,omitempty"`  // by a schedule
 	Sticky     bool              `json:"sticky,omitempty"`     // retention leaves it alone
 	Labels     map[string]string `json:"labels,omitempty"`
+	Base       bool              `json:"base,omitempty"` // of the rewind window: the driver's own, which nobody sees
 }
 
 // Snapshot is a snapshot of a volume.
@@ -81,7 +82,7 @@ func (s *SnapshotSpec) check() error {
 	if s.ID == uuid.Nil {
 		return errors.New("snapshot without an id")
 	}
-	if !validSnapshotName(s.Name) {
+	if !s.Base && !validSnapshotName(s.Name) {
 		return fmt.Errorf("snapshot name %q: 1 to 255 of A-Z a-z 0-9 . _ : + -, not beginning with a dot", s.Name)
 	}
 	b, err := json.Marshal(s)
@@ -364,7 +365,7 @@ func (v *Volume) rootObject(r *root) sco.Root {
 	defer v.mu.RUnlock()
 	o.AtLog = v.logged.Load()
 	for _, s := range v.snaps {
-		if s.Seq != 0 {
+		if s.Seq != 0 && !s.Base {
 			o.Snapshots = append(o.Snapshots, sco.RootSnapshot{ID: s.ID, Name: s.Name, Seq: s.Seq, Created: s.Created.UnixNano(),
 				Size: s.Size, Consistent: s.Consistent, Automatic: s.Automatic, Sticky: s.Sticky, Labels: s.Labels})
 		}
@@ -557,7 +558,7 @@ func (v *Volume) Snapshots() []Snapshot {
 	v.mu.RUnlock()
 	out := make([]Snapshot, 0, len(snaps))
 	for _, s := range snaps {
-		if s.Seq != 0 {
+		if s.Seq != 0 && !s.Base {
 			out = append(out, v.describe(s))
 		}
 	}

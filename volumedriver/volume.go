@@ -101,15 +101,17 @@ type Volume struct {
 	closed bool
 	freed  sync.Cond // on order: a claim ended
 
-	encrypted atomic.Bool                 // has keys
-	logKey    *logKey                     // for new records, once it is known; guarded by order
-	limiter   atomic.Pointer[qos.Limiter] // nil: no limit
-	limiting  sync.Mutex                  // guards limitGate and the change of limiter
-	limitGate *qos.Gate                   // the vPool's, in limiter
-	template  atomic.Bool                 // takes no writes
-	reverting atomic.Bool                 // a rollback is in the log and not yet in the map: nothing can be read
-	hurry     atomic.Uint64               // somebody waits until records up to this one are on the backend
-	snapping  sync.Mutex                  // one change of the list of snapshots at a time; taken before order
+	encrypted  atomic.Bool                 // has keys
+	logKey     *logKey                     // for new records, once it is known; guarded by order
+	limiter    atomic.Pointer[qos.Limiter] // nil: no limit
+	share      *qos.Limiter                // its share of the log when that is contended
+	limiting   sync.Mutex                  // guards limitGate and the change of limiter
+	limitGate  *qos.Gate                   // the vPool's, in limiter
+	template   atomic.Bool                 // takes no writes
+	reverting  atomic.Bool                 // a rollback is in the log and not yet in the map: nothing can be read
+	hurry      atomic.Uint64               // somebody waits until records up to this one are on the backend
+	flattening atomic.Bool                 // no bases of a rewind window are taken
+	snapping   sync.Mutex                  // one change of the list of snapshots at a time; taken before order
 
 	lastBatch atomic.Uint64 // log batch of the last logged record: what a flush must cover
 	logged    atomic.Uint64
@@ -142,6 +144,7 @@ type Volume struct {
 func newVolume(d *Driver, r root) *Volume {
 	v := &Volume{d: d, id: r.ID, seq: r.Backed, size: r.Size, modTime: r.ModTime, root: r, stored: r}
 	v.firstSCO = r.NextSCO
+	v.share = d.pace.share()
 	v.head.Store(uint32(r.Handle))
 	v.span.Store(d.owners.spans(&r))
 	v.template.Store(r.Template)
@@ -539,7 +542,7 @@ func (v *Volume) Write(ctx context.Context, p []byte, off int64, f blockio.Flags
 	if err := v.limiter.Load().Wait(ctx, qos.Write, len(p)); err != nil {
 		return err
 	}
-	if err := v.d.pace.wait(ctx, len(p)); err != nil {
+	if err := v.share.Wait(ctx, qos.Write, len(p)); err != nil {
 		return err
 	}
 	for len(p) > 0 {
@@ -713,7 +716,7 @@ func (v *Volume) Zero(ctx context.Context, off, n int64, f blockio.Flags) error 
 		if err := v.limiter.Load().Wait(ctx, qos.Write, 0); err != nil {
 			return err
 		}
-		if err := v.d.pace.wait(ctx, blockSize); err != nil {
+		if err := v.share.Wait(ctx, qos.Write, blockSize); err != nil {
 			return err
 		}
 	}

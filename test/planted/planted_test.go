@@ -193,6 +193,22 @@ var bugs = []bug{
 		pkg:   "./volumedriver", caught: "TestExhaustivePrograms", env: programs("(clone|snapshot|overwrite), scrub"),
 	},
 	{
+		name: "scrub ignores a clone: the mark asks the volume that wrote an SCO, and nobody else whose map names it",
+		edits: []edit{{"volumedriver/scrub.go", "return s.Volume == writer }) {",
+			"return s.Volume == writer }) || r.ID != writer {"}},
+		pkg: "./volumedriver", caught: "TestMarkAsksClonesThemselves",
+	},
+	{
+		name:  "rewind: the scrub takes what only the window still holds",
+		edits: []edit{{"volumedriver/rewind.go", "return b[0].Seq, true, nil", "return b[0].Seq, false, nil"}},
+		pkg:   "./volumedriver", caught: "TestRewind|TestExhaustivePrograms", env: programs("rewind, scrub|scrub, rewind"),
+	},
+	{
+		name:  "rewind: an SCO holds records of two seconds",
+		edits: []edit{{"volumedriver/destage.go", "if seconds && records > 0 &&", "if false && seconds && records > 0 &&"}},
+		pkg:   "./volumedriver", caught: "TestFamily", within: "^default-like$", env: familyOps(3000),
+	},
+	{
 		name:  "forward table lost: the new places of what the scrub has moved are not durable when the old objects go",
 		edits: []edit{{"volumedriver/scrub.go", "d.maps.Update(puts, nil); err", "d.maps.Put(puts, false); err"}},
 		pkg:   "./volumedriver", caught: "TestExhaustivePrograms", env: programs("(overwrite|write|delete snapshot|zero), scrub|scrub, .*"),
