@@ -310,6 +310,11 @@ func (e *env) vdiskVerbs() []*cobra.Command {
 				return v1.Rollback{Snapshot: snapshot, Force: force}, nil
 			}, confirm: func(args []string) string { disk, _, _ := strings.Cut(args[0], "@"); return disk },
 			flags: func(s *pflag.FlagSet) { s.BoolVar(&force, "force", false, "also while clients have it open") }}),
+		e.verb(verb{use: "flatten VPOOL/NAME", short: "Give a clone data of its own, until it needs its parent no more", args: []string{"VPOOL/NAME"},
+			method: http.MethodPost, path: diskPath("flatten"), task: true, complete: e.completeVDisks}),
+		e.rewind(),
+		e.verb(verb{use: "rewind-window VPOOL/NAME", short: "Say how far back a vDisk can be had as it was", args: []string{"VPOOL/NAME"},
+			method: http.MethodGet, path: diskPath("rewind"), complete: e.completeVDisks}),
 		e.verb(verb{use: "ledger VPOOL/NAME", short: "Say how far what was written has come", args: []string{"VPOOL/NAME"}, method: http.MethodGet, path: diskPath("ledger"),
 			complete: e.completeVDisks}),
 		e.verb(verb{use: "wait VPOOL/NAME --level backed", short: "Wait until everything written until now is on the backend", args: []string{"VPOOL/NAME"},
@@ -325,6 +330,41 @@ func (e *env) vdiskVerbs() []*cobra.Command {
 			e.verb(verb{use: "purge VPOOL/NAME --confirm VPOOL/NAME", short: "Make a deletion final", args: []string{"VPOOL/NAME"}, method: http.MethodDelete,
 				path: at("trash", "$"), confirm: firstArg})),
 	}
+}
+
+func (e *env) rewind() *cobra.Command {
+	var in v1.Rewind
+	var to string
+	return e.verb(verb{use: "rewind VPOOL/NAME --to TIME [--as VPOOL/NEWNAME]", short: "Make a vDisk of what another one was at any second",
+		args: []string{"VPOOL/NAME"},
+		long: `Make a vDisk of what another one was when a second began, without copying: any second of the rewind window, which the policy of
+the vDisk or its vPool sets (rewind_seconds). TIME is 2006-01-02T15:04:05Z, 2006-01-02 15:04:05 in local time, or how long ago: 90s, 2h30m.
+Without --as only a snapshot is made, to which the vDisk can be rolled back.`,
+		method: http.MethodPost, path: diskPath("rewind"), task: true, complete: e.completeVDisks,
+		body: func([]string) (any, error) {
+			at, err := parseMoment(to, time.Now())
+			in.At = at
+			return in, err
+		},
+		flags: func(s *pflag.FlagSet) {
+			s.StringVar(&to, "to", "", "the `TIME`")
+			s.StringVar(&in.Name, "as", "", "make this vDisk, `VPOOL/NEWNAME`")
+			s.StringVar(&in.Snapshot, "snapshot", "", "call the snapshot `NAME`")
+		}})
+}
+
+// parseMoment reads a time, or how long ago it was.
+func parseMoment(s string, now time.Time) (time.Time, error) {
+	if ago, err := time.ParseDuration(s); err == nil && ago >= 0 {
+		return now.Add(-ago).UTC(), nil
+	}
+	if at, err := time.Parse(time.RFC3339, s); err == nil {
+		return at.UTC(), nil
+	}
+	if at, err := time.ParseInLocation(time.DateTime, s, time.Local); err == nil {
+		return at.UTC(), nil
+	}
+	return time.Time{}, fmt.Errorf("--to %q: write 2006-01-02T15:04:05Z, 2006-01-02 15:04:05, or how long ago, such as 90s", s)
 }
 
 // automationCommands are tasks, events, schedules, policies, settings and where events are sent.

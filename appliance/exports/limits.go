@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -13,20 +14,19 @@ import (
 	"varve/volumedriver/qos"
 )
 
-// limit gives a vDisk's volume the limits that its policy names: when it is opened, and when policies change.
-func limit(view *state.View, vol state.Volume, v *volumedriver.Volume) error {
+// limit gives a vDisk's volume the limits and the rewind window that its policy names: when it is opened, and when policies change.
+func limit(ctx context.Context, view *state.View, vol state.Volume, v *volumedriver.Volume) error {
 	if vol.Kind != state.DiskVolume {
 		return nil
 	}
 	p := policy.OfVDisk(view, vol)
 	want := qos.Limits{IOPS: p.IOPSMax.Value, Bytes: p.BytesMax.Value}
-	if v.Limits() == want {
-		return nil
+	if v.Limits() != want {
+		if err := v.SetLimits(want); err != nil {
+			return fmt.Errorf("limit volume %s: %w", vol.ID, err)
+		}
 	}
-	if err := v.SetLimits(want); err != nil {
-		return fmt.Errorf("limit volume %s: %w", vol.ID, err)
-	}
-	return nil
+	return v.SetRewind(ctx, time.Duration(p.RewindSeconds.Value)*time.Second)
 }
 
 // FollowPolicies brings changed policies to the volumes that are open, until ctx ends.
@@ -41,7 +41,7 @@ func (s *Volumes) FollowPolicies(ctx context.Context, log *slog.Logger) error {
 			if err != nil {
 				continue // deleted
 			}
-			if err := limit(view, vol, v); err != nil {
+			if err := limit(ctx, view, vol, v); err != nil {
 				log.Warn("limits of a vDisk's policy are not in force", "volume", id, "err", err)
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -21,6 +22,7 @@ func spoken(object string, err error) error {
 		{volumedriver.ErrInUse, state.ErrConflict},
 		{blockio.ErrReadOnly, state.ErrConflict},
 		{blockio.ErrBusy, state.ErrConflict},
+		{volumedriver.ErrRewind, state.ErrInvalid},
 	} {
 		if errors.Is(err, w.from) {
 			return &state.Error{Err: w.to, Object: object, Detail: err.Error()}
@@ -130,6 +132,33 @@ func (e *Engine) SnapshotSpace(ctx context.Context, vol state.Volume, id uuid.UU
 // Rollback implements vdisk.SnapshotEngine.
 func (e *Engine) Rollback(ctx context.Context, vol state.Volume, id uuid.UUID, saveAs vdisk.SnapshotSpec) error {
 	return e.with(ctx, vol, func(v *volumedriver.Volume) error { return v.Rollback(ctx, id, specFor(saveAs)) })
+}
+
+// Flatten implements vdisk.SnapshotEngine.
+func (e *Engine) Flatten(ctx context.Context, vol state.Volume, progress func(done, total int64)) error {
+	return e.with(ctx, vol, func(v *volumedriver.Volume) error { return e.volumes.driver.Flatten(ctx, v, progress) })
+}
+
+// Rewind implements vdisk.SnapshotEngine.
+func (e *Engine) Rewind(ctx context.Context, vol state.Volume, at time.Time, s vdisk.SnapshotSpec, progress func(done, total int64)) (out vdisk.Snapshot, err error) {
+	err = e.with(ctx, vol, func(v *volumedriver.Volume) error {
+		got, err := v.Rewind(ctx, at, specFor(s), progress)
+		out = snapshotFrom(got)
+		return err
+	})
+	return out, err
+}
+
+// RewindRange implements vdisk.SnapshotEngine.
+func (e *Engine) RewindRange(ctx context.Context, vol state.Volume) (out vdisk.RewindRange, err error) {
+	err = e.with(ctx, vol, func(v *volumedriver.Volume) error {
+		out.From, out.Window = v.RewindRange()
+		return nil
+	})
+	if s, ok := e.volumes.driver.SpaceOf(vol.ID); ok {
+		out.History = s.History
+	}
+	return out, err
 }
 
 // Clone implements vdisk.SnapshotEngine: opening makes it. The parent has to be open here for that.

@@ -48,6 +48,7 @@ type Volumes struct {
 	driver *volumedriver.Driver
 	node   uuid.UUID
 	lost   map[uuid.UUID]bool // not written after NewVolumes
+	meters meters
 
 	mu    sync.Mutex // guards slots and what is in them
 	slots map[uuid.UUID]*slot
@@ -167,7 +168,7 @@ func (s *Volumes) activate(ctx context.Context, id uuid.UUID) (*volumedriver.Vol
 	if err != nil {
 		return nil, fmt.Errorf("open volume %s: %w", id, err)
 	}
-	return v, limit(view, vol, v)
+	return v, limit(ctx, view, vol, v)
 }
 
 func (s *Volumes) spec(view *state.View, vol state.Volume) (volumedriver.Spec, error) {

@@ -175,7 +175,7 @@ func (s *Server) lacks(o operation) bool {
 	case "schedule":
 		return s.cfg.Schedules == nil
 	}
-	return o.ID == "createFromTemplate" && s.cfg.Tasks == nil || strings.HasSuffix(o.ID, "Sink") && s.cfg.Sinks == nil ||
+	return slices.Contains([]string{"createFromTemplate", "flattenVDisk", "rewindVDisk", "promoteVDisk"}, o.ID) && s.cfg.Tasks == nil || strings.HasSuffix(o.ID, "Sink") && s.cfg.Sinks == nil ||
 		o.ID == "listSinks" && s.cfg.Sinks == nil
 }
 

@@ -394,3 +394,69 @@ func (n naming) parent(vol state.Volume) string {
 	}
 	return pool.Name + "/" + strings.TrimPrefix(disk, "/") + "@" + vol.Parent.Snapshot.String()
 }
+
+// FlattenVDisk is a task: it copies what the clone has inherited.
+func (a customerAPI) FlattenVDisk(ctx context.Context, r v1.FlattenVDiskRequestObject) (v1.FlattenVDiskResponseObject, error) {
+	d, err := a.vdisk(ctx, r.Vdisk)
+	if err != nil {
+		return nil, err
+	}
+	name := d.FullName()
+	about(ctx, "vdisk "+name)
+	if d.Volume.Parent == nil {
+		return nil, &state.Error{Err: state.ErrConflict, Object: "vdisk " + name, Detail: "is no clone", Remedy: "there is nothing to do"}
+	}
+	if r.Params.DryRun {
+		return nil, wouldDo("copies what vDisk "+name+" shares with its parent", []string{"it takes up to " + bytesize.Format(d.Info.Used) + " of its own then",
+			"its parent can be deleted, if nothing else needs it"}, nil, nil, "")
+	}
+	task, err := a.submitAt(ctx, d.Volume.Owner, vdisk.FlattenTask, "vdisk "+name, vdisk.FlattenArgs{VDisk: name})
+	if err != nil {
+		return nil, err
+	}
+	return v1.FlattenVDisk202JSONResponse{Body: task, Headers: v1.FlattenVDisk202ResponseHeaders{Location: location("tasks", task.ID.String())}}, nil
+}
+
+func (a customerAPI) GetRewind(ctx context.Context, r v1.GetRewindRequestObject) (v1.GetRewindResponseObject, error) {
+	name, err := a.vdiskName(ctx, r.Vdisk)
+	if err != nil {
+		return nil, err
+	}
+	w, err := a.cfg.VDisks.RewindRange(ctx, name)
+	out := v1.RewindRange{WindowSeconds: int64(w.Window / time.Second), HistoryBytes: v1.Size(w.History)}
+	if !w.From.IsZero() {
+		from := w.From.UTC()
+		out.From = &from
+	}
+	return v1.GetRewind200JSONResponse(out), err
+}
+
+// RewindVDisk is a task: it reads what was written since the last base.
+func (a customerAPI) RewindVDisk(ctx context.Context, r v1.RewindVDiskRequestObject) (v1.RewindVDiskResponseObject, error) {
+	d, err := a.vdisk(ctx, r.Vdisk)
+	if err != nil {
+		return nil, err
+	}
+	name := d.FullName()
+	args := vdisk.RewindArgs{VDisk: name, At: r.Body.At, Snapshot: r.Body.Snapshot}
+	what := "snapshot of vDisk " + name
+	if r.Body.Name != "" {
+		if args.To, err = a.vdiskName(ctx, r.Body.Name); err != nil {
+			return nil, err
+		}
+		what = "vDisk " + args.To + " from vDisk " + name
+	}
+	at := args.At.UTC().Truncate(time.Second).Format(time.RFC3339)
+	about(ctx, what+" at "+at)
+	if err := a.cfg.VDisks.CheckRewind(ctx, args); err != nil {
+		return nil, err
+	}
+	if r.Params.DryRun {
+		return nil, wouldDo("makes "+what+" as it was at "+at, []string{"it shares what it does not change, so it takes no space yet"}, nil, nil, "")
+	}
+	task, err := a.submitAt(ctx, d.Volume.Owner, vdisk.RewindTask, "vdisk "+name, args)
+	if err != nil {
+		return nil, err
+	}
+	return v1.RewindVDisk202JSONResponse{Body: task, Headers: v1.RewindVDisk202ResponseHeaders{Location: location("tasks", task.ID.String())}}, nil
+}

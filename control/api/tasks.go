@@ -41,6 +41,26 @@ func (s *Server) submit(ctx context.Context, typ, object string, args any) (v1.T
 	if err != nil {
 		return v1.Task{}, err
 	}
+	return s.queue(ctx, spec)
+}
+
+// submitAt is submit for what the owner of a volume does, if it has one.
+func (s *Server) submitAt(ctx context.Context, owner uuid.UUID, typ, object string, args any) (v1.Task, error) {
+	t, ok := s.cfg.Types[typ]
+	if !ok {
+		return v1.Task{}, fmt.Errorf("task type %s is not known to this node", typ)
+	}
+	if owner != uuid.Nil {
+		t.Queue = state.QueueOf(owner)
+	}
+	spec, err := t.Spec(object, callOf(ctx).who.Who(), args)
+	if err != nil {
+		return v1.Task{}, err
+	}
+	return s.queue(ctx, spec)
+}
+
+func (s *Server) queue(ctx context.Context, spec state.TaskSpec) (v1.Task, error) {
 	id, _, err := s.cfg.Tasks.Submit(ctx, spec)
 	if err != nil {
 		return v1.Task{}, err

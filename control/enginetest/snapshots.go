@@ -3,6 +3,7 @@ package enginetest
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -188,3 +189,38 @@ func (e *Engine) Ledger(_ context.Context, v state.Volume) (vdisk.Ledger, error)
 
 // WaitLevel implements vdisk.SnapshotEngine.
 func (e *Engine) WaitLevel(context.Context, state.Volume, string) error { return nil }
+
+// Flatten implements vdisk.SnapshotEngine.
+func (e *Engine) Flatten(_ context.Context, v state.Volume, progress func(done, total int64)) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.fail["Flatten"]; err != nil {
+		return err
+	}
+	of := e.volumeLocked(v.ID)
+	if len(of.snaps) > 0 {
+		return &state.Error{Err: state.ErrConflict, Object: "volume " + v.ID.String(), Detail: "its snapshots need the parent"}
+	}
+	progress(1, 1)
+	of.parent = nil
+	return nil
+}
+
+// Rewind implements vdisk.SnapshotEngine. The window is an hour.
+func (e *Engine) Rewind(_ context.Context, v state.Volume, at time.Time, s vdisk.SnapshotSpec, progress func(done, total int64)) (vdisk.Snapshot, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.fail["Rewind"]; err != nil {
+		return vdisk.Snapshot{}, err
+	}
+	if time.Since(at) > time.Hour {
+		return vdisk.Snapshot{}, &state.Error{Err: state.ErrInvalid, Object: "volume " + v.ID.String(), Detail: "before its window"}
+	}
+	progress(1, 1)
+	return e.snapshotLocked(v, s)
+}
+
+// RewindRange implements vdisk.SnapshotEngine.
+func (e *Engine) RewindRange(context.Context, state.Volume) (vdisk.RewindRange, error) {
+	return vdisk.RewindRange{From: time.Now().Add(-time.Hour), Window: time.Hour}, nil
+}

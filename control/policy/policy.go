@@ -34,6 +34,7 @@ type Effective struct {
 	PeerLoss             Value[string]          `json:"peer_loss"`
 	IOPSMax              Value[int64]           `json:"iops_max"`
 	BytesMax             Value[int64]           `json:"bytes_max"`
+	RewindSeconds        Value[int64]           `json:"rewind_seconds"`
 }
 
 // defaults where nobody set anything.
@@ -48,6 +49,7 @@ func defaults() Effective {
 		PeerLoss:             def("preferred"),
 		IOPSMax:              def(int64(0)),
 		BytesMax:             def(int64(0)),
+		RewindSeconds:        def(int64(0)),
 	}
 }
 
@@ -80,6 +82,7 @@ func resolve(v *state.View, nearestFirst []state.Ref) Effective {
 		set(&e.PeerLoss, p.PeerLoss, source)
 		set(&e.IOPSMax, p.IOPSMax, source)
 		set(&e.BytesMax, p.BytesMax, source)
+		set(&e.RewindSeconds, p.RewindSeconds, source)
 	}
 	return e
 }

@@ -33,6 +33,8 @@ type PolicySpec struct {
 	// IOPSMax and BytesMax limit a vDisk per second; 0 is no limit.
 	IOPSMax  *int64 `json:"iops_max,omitempty"`
 	BytesMax *int64 `json:"bytes_max,omitempty"`
+	// RewindSeconds is how far back a vDisk can be had as it was at any second; 0 is not at all.
+	RewindSeconds *int64 `json:"rewind_seconds,omitempty"`
 }
 
 // Retention is which automatic snapshots stay. A snapshot stays when a rule wants it and no cap forbids it; sticky ones,
@@ -70,6 +72,7 @@ const (
 	retentionRulesMax  = 32
 	policyPercentMax   = 1000
 	policyRateMax      = int64(1) << 50
+	policyRewindMax    = int64(31 * 24 * 3600)
 	policyVerifyDayMax = 3650
 )
 
@@ -134,6 +137,8 @@ func (s PolicySpec) check(object string) error {
 		return invalid(object, "peer loss "+quote(*s.PeerLoss))
 	case !rate(s.IOPSMax) || !rate(s.BytesMax):
 		return invalid(object, "limit below 0 or too large")
+	case s.RewindSeconds != nil && (*s.RewindSeconds < 0 || *s.RewindSeconds > policyRewindMax):
+		return invalid(object, fmt.Sprintf("rewind window of %d seconds, more than 31 days", *s.RewindSeconds))
 	}
 	return nil
 }

@@ -29,7 +29,7 @@ func trashTable(frame byte) object {
 		byID:   always(func(d *Trashed) []byte { return d.ID[:] }),
 		byPool: always(func(d *Trashed) []byte { return keyPool(d.FSID, d.ID) }),
 	})
-	o.commands = []func() Command{command[RestoreTrash], command[EmptyTrash]}
+	o.commands = []func() Command{command[RestoreTrash], command[EmptyTrash], command[SetParents]}
 	o.check = func(v *View) (err error) {
 		rows(v, tTrash, byID, nil, func(d *Trashed) bool {
 			if _, named := first[Volume](v, tVolume, byID, d.ID[:]); named {
@@ -160,6 +160,46 @@ func (v *View) Trash(fsid uint64) []Trashed { return all[Trashed](v, tTrash, byP
 type VolumeParent struct {
 	Volume   uuid.UUID `json:"volume"`
 	Snapshot uuid.UUID `json:"snapshot"`
+}
+
+// SetParents says anew what volumes are clones of, after a flatten or a promotion. One that is gone is left out.
+type SetParents struct {
+	Volumes []NewParent `json:"volumes"`
+}
+
+// NewParent is what a volume is a clone of from now on; nil: of nothing.
+type NewParent struct {
+	Volume uuid.UUID     `json:"volume"`
+	Parent *VolumeParent `json:"parent,omitempty"`
+}
+
+const newParentsMax = 100000
+
+func (*SetParents) kind() (string, int) { return "set_parents", 1 }
+
+func (c *SetParents) check() error {
+	if len(c.Volumes) == 0 || len(c.Volumes) > newParentsMax {
+		return invalid("parents", fmt.Sprintf("of %d volumes", len(c.Volumes)))
+	}
+	for _, n := range c.Volumes {
+		if n.Parent != nil && (n.Parent.Volume == n.Volume || n.Parent.Volume == uuid.Nil || n.Parent.Snapshot == uuid.Nil) {
+			return invalid("volume "+n.Volume.String(), "such a parent")
+		}
+	}
+	return nil
+}
+
+func (c *SetParents) apply(t *tx) (Result, error) {
+	for _, n := range c.Volumes {
+		if v, err := t.Volume(n.Volume); err == nil {
+			v.Parent, v.Rev = n.Parent, t.index
+			t.put(tVolume, &v)
+		} else if d, err := t.Trashed(n.Volume); err == nil {
+			d.Volume.Parent = n.Parent
+			t.put(tTrash, &d)
+		}
+	}
+	return Result{}, nil
 }
 
 // ClonesOf returns the volumes of a vPool that are clones of a volume's snapshots, also those in the trash.

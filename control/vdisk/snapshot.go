@@ -31,6 +31,13 @@ type SnapshotEngine interface {
 	// Clone opens a volume whose state names its parent, which makes it.
 	Clone(ctx context.Context, v state.Volume) error
 	SetTemplate(ctx context.Context, v state.Volume, on bool) error
+	// Flatten gives a clone data of its own, until its parent is needed no more; ErrConflict while its snapshots need it. progress is told
+	// blocks. It can be cut off at any time and called again.
+	Flatten(ctx context.Context, v state.Volume, progress func(done, total int64)) error
+	// Rewind takes a snapshot of the volume as it was when a second began; ErrInvalid if its window does not reach back so far.
+	Rewind(ctx context.Context, v state.Volume, at time.Time, s SnapshotSpec, progress func(done, total int64)) (Snapshot, error)
+	// RewindRange says how far back that can be.
+	RewindRange(ctx context.Context, v state.Volume) (RewindRange, error)
 	// Ledger says how safe what was written is.
 	Ledger(ctx context.Context, v state.Volume) (Ledger, error)
 	// WaitLevel waits until everything accepted until now is "logged" or "backed".
@@ -56,6 +63,13 @@ type Snapshot struct {
 	Used   int64  // bytes stored, when Backed
 	Backed bool   // all of it is on the backend
 	Clones int
+}
+
+// RewindRange is what a vDisk's rewind window covers. From is zero while there is nothing to go back to.
+type RewindRange struct {
+	From    time.Time
+	Window  time.Duration
+	History int64 // bytes that only the window holds, as of the last scrub
 }
 
 // Ledger is how far what was accepted has come. Bytes and ages are of what has not come that far.

@@ -22,6 +22,12 @@ func (c *Controller) TaskTypes() []jobs.Type {
 	return []jobs.Type{{
 		Name: FromTemplateTask, Title: "make vDisks from a template", Do: c.fromTemplateTask, Queue: state.QueueGeneric,
 		Consequence: "some of the vDisks are not made", Remedy: "see which there are, and start the task again: it makes those that are missing",
+	}, {
+		Name: FlattenTask, Title: "make a clone stand by itself", Do: c.flattenTask, Queue: state.QueueGeneric, Ensure: state.EnsureDeduped,
+		Consequence: "the vDisk is still a clone; what was copied stays", Remedy: "delete its snapshots if they are named as the cause, and start the task again: it copies what is missing",
+	}, {
+		Name: RewindTask, Title: "make a vDisk as it was", Do: c.rewindTask, Queue: state.QueueGeneric,
+		Consequence: "nothing is made, or the snapshot without the vDisk", Remedy: "see which snapshots the vDisk has, and start the task again",
 	}}
 }
 

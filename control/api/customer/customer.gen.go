@@ -732,6 +732,30 @@ type RetentionBucket = state.RetentionBucket
 // RetentionWeekday defines model for RetentionWeekday.
 type RetentionWeekday = state.RetentionWeekday
 
+// Rewind defines model for Rewind.
+type Rewind struct {
+	// At The vDisk as it was when this second began
+	At time.Time `json:"at"`
+
+	// Name VPOOL/PATH of the vDisk to make; left out: only the snapshot
+	Name string `json:"name,omitempty"`
+
+	// Snapshot Name of the snapshot that it is made from
+	Snapshot string `json:"snapshot,omitempty"`
+}
+
+// RewindRange What the rewind window covers
+type RewindRange struct {
+	// From Since when; left out while there is nothing to go back to
+	From *time.Time `json:"from,omitempty"`
+
+	// HistoryBytes What only the window holds, as of the last scrub
+	HistoryBytes Size `json:"history_bytes"`
+
+	// WindowSeconds As the policy says
+	WindowSeconds int64 `json:"window_seconds"`
+}
+
 // Role defines model for Role.
 type Role struct {
 	Description string   `json:"description"`
@@ -2201,6 +2225,24 @@ type ExplainVDiskParams struct {
 	Offset *int64 `form:"offset,omitempty" json:"offset,omitempty"`
 }
 
+// FlattenVDiskParams defines parameters for FlattenVDisk.
+type FlattenVDiskParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// IdempotencyKey The same key gives the same answer for 24 hours and is done once
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// RewindVDiskParams defines parameters for RewindVDisk.
+type RewindVDiskParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// IdempotencyKey The same key gives the same answer for 24 hours and is done once
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // RollbackVDiskParams defines parameters for RollbackVDisk.
 type RollbackVDiskParams struct {
 	// DryRun Say what would be done, do nothing
@@ -2383,6 +2425,9 @@ type CloneVDiskJSONRequestBody = Clone
 
 // CreateFromTemplateJSONRequestBody defines body for CreateFromTemplate for application/json ContentType.
 type CreateFromTemplateJSONRequestBody = TemplateCopies
+
+// RewindVDiskJSONRequestBody defines body for RewindVDisk for application/json ContentType.
+type RewindVDiskJSONRequestBody = Rewind
 
 // RollbackVDiskJSONRequestBody defines body for RollbackVDisk for application/json ContentType.
 type RollbackVDiskJSONRequestBody = Rollback
@@ -2671,9 +2716,18 @@ type ServerInterface interface {
 	// ExplainVDisk Say where one 4 KiB block of a vDisk is
 	// (GET /vdisks/{vdisk}/explain)
 	ExplainVDisk(ctx echo.Context, vdisk VDiskName, params ExplainVDiskParams) error
+	// FlattenVDisk Give a clone data of its own, until it needs its parent no more
+	// (POST /vdisks/{vdisk}/flatten)
+	FlattenVDisk(ctx echo.Context, vdisk VDiskName, params FlattenVDiskParams) error
 	// GetLedger How far what was accepted has come
 	// (GET /vdisks/{vdisk}/ledger)
 	GetLedger(ctx echo.Context, vdisk VDiskName) error
+	// GetRewind How far back a vDisk can be had as it was
+	// (GET /vdisks/{vdisk}/rewind)
+	GetRewind(ctx echo.Context, vdisk VDiskName) error
+	// RewindVDisk Make a vDisk, or a snapshot, of what a vDisk was at any second of its window
+	// (POST /vdisks/{vdisk}/rewind)
+	RewindVDisk(ctx echo.Context, vdisk VDiskName, params RewindVDiskParams) error
 	// RollbackVDisk Make a vDisk what it was at a snapshot; what it was until now stays as a snapshot
 	// (POST /vdisks/{vdisk}/rollback)
 	RollbackVDisk(ctx echo.Context, vdisk VDiskName, params RollbackVDiskParams) error
@@ -5775,6 +5829,48 @@ func (w *ServerInterfaceWrapper) ExplainVDisk(ctx echo.Context) error {
 	return err
 }
 
+// FlattenVDisk converts echo context to params.
+func (w *ServerInterfaceWrapper) FlattenVDisk(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vdisk" -------------
+	var vdisk VDiskName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vdisk", ctx.Param("vdisk"), &vdisk, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vdisk: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FlattenVDiskParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.FlattenVDisk(ctx, vdisk, params)
+	return err
+}
+
 // GetLedger converts echo context to params.
 func (w *ServerInterfaceWrapper) GetLedger(ctx echo.Context) error {
 	var err error
@@ -5788,6 +5884,64 @@ func (w *ServerInterfaceWrapper) GetLedger(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.GetLedger(ctx, vdisk)
+	return err
+}
+
+// GetRewind converts echo context to params.
+func (w *ServerInterfaceWrapper) GetRewind(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vdisk" -------------
+	var vdisk VDiskName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vdisk", ctx.Param("vdisk"), &vdisk, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vdisk: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetRewind(ctx, vdisk)
+	return err
+}
+
+// RewindVDisk converts echo context to params.
+func (w *ServerInterfaceWrapper) RewindVDisk(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vdisk" -------------
+	var vdisk VDiskName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vdisk", ctx.Param("vdisk"), &vdisk, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vdisk: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RewindVDiskParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RewindVDisk(ctx, vdisk, params)
 	return err
 }
 
@@ -6325,6 +6479,9 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/vdisks/:vdisk/rollback", wrapper.RollbackVDisk, options.OperationMiddlewares["rollbackVDisk"]...)
 	router.POST(options.BaseURL+"/vdisks/:vdisk/clones", wrapper.CloneVDisk, options.OperationMiddlewares["cloneVDisk"]...)
 	router.POST(options.BaseURL+"/vdisks/:vdisk/copies", wrapper.CreateFromTemplate, options.OperationMiddlewares["createFromTemplate"]...)
+	router.POST(options.BaseURL+"/vdisks/:vdisk/flatten", wrapper.FlattenVDisk, options.OperationMiddlewares["flattenVDisk"]...)
+	router.GET(options.BaseURL+"/vdisks/:vdisk/rewind", wrapper.GetRewind, options.OperationMiddlewares["getRewind"]...)
+	router.POST(options.BaseURL+"/vdisks/:vdisk/rewind", wrapper.RewindVDisk, options.OperationMiddlewares["rewindVDisk"]...)
 	router.PUT(options.BaseURL+"/vdisks/:vdisk/template", wrapper.SetTemplate, options.OperationMiddlewares["setTemplate"]...)
 	router.GET(options.BaseURL+"/vdisks/:vdisk/ledger", wrapper.GetLedger, options.OperationMiddlewares["getLedger"]...)
 	router.POST(options.BaseURL+"/vdisks/:vdisk/wait", wrapper.WaitLevel, options.OperationMiddlewares["waitLevel"]...)
@@ -10483,6 +10640,70 @@ func (response ExplainVDiskdefaultApplicationProblemPlusJSONResponse) VisitExpla
 	return err
 }
 
+type FlattenVDiskRequestObject struct {
+	Vdisk  VDiskName `json:"vdisk"`
+	Params FlattenVDiskParams
+}
+
+type FlattenVDiskResponseObject interface {
+	VisitFlattenVDiskResponse(w http.ResponseWriter) error
+}
+
+type FlattenVDisk200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response FlattenVDisk200ApplicationEffectPlusJSONResponse) VisitFlattenVDiskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FlattenVDisk202ResponseHeaders struct {
+	Location string
+}
+
+type FlattenVDisk202JSONResponse struct {
+	Body    Task
+	Headers FlattenVDisk202ResponseHeaders
+}
+
+func (response FlattenVDisk202JSONResponse) VisitFlattenVDiskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FlattenVDiskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response FlattenVDiskdefaultApplicationProblemPlusJSONResponse) VisitFlattenVDiskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetLedgerRequestObject struct {
 	Vdisk VDiskName `json:"vdisk"`
 }
@@ -10511,6 +10732,110 @@ type GetLedgerdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetLedgerdefaultApplicationProblemPlusJSONResponse) VisitGetLedgerResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetRewindRequestObject struct {
+	Vdisk VDiskName `json:"vdisk"`
+}
+
+type GetRewindResponseObject interface {
+	VisitGetRewindResponse(w http.ResponseWriter) error
+}
+
+type GetRewind200JSONResponse RewindRange
+
+func (response GetRewind200JSONResponse) VisitGetRewindResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetRewinddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetRewinddefaultApplicationProblemPlusJSONResponse) VisitGetRewindResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RewindVDiskRequestObject struct {
+	Vdisk  VDiskName `json:"vdisk"`
+	Params RewindVDiskParams
+	Body   *RewindVDiskJSONRequestBody
+}
+
+type RewindVDiskResponseObject interface {
+	VisitRewindVDiskResponse(w http.ResponseWriter) error
+}
+
+type RewindVDisk200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response RewindVDisk200ApplicationEffectPlusJSONResponse) VisitRewindVDiskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RewindVDisk202ResponseHeaders struct {
+	Location string
+}
+
+type RewindVDisk202JSONResponse struct {
+	Body    Task
+	Headers RewindVDisk202ResponseHeaders
+}
+
+func (response RewindVDisk202JSONResponse) VisitRewindVDiskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RewindVDiskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RewindVDiskdefaultApplicationProblemPlusJSONResponse) VisitRewindVDiskResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -11429,9 +11754,18 @@ type StrictServerInterface interface {
 	// ExplainVDisk Say where one 4 KiB block of a vDisk is
 	// (GET /vdisks/{vdisk}/explain)
 	ExplainVDisk(ctx context.Context, request ExplainVDiskRequestObject) (ExplainVDiskResponseObject, error)
+	// FlattenVDisk Give a clone data of its own, until it needs its parent no more
+	// (POST /vdisks/{vdisk}/flatten)
+	FlattenVDisk(ctx context.Context, request FlattenVDiskRequestObject) (FlattenVDiskResponseObject, error)
 	// GetLedger How far what was accepted has come
 	// (GET /vdisks/{vdisk}/ledger)
 	GetLedger(ctx context.Context, request GetLedgerRequestObject) (GetLedgerResponseObject, error)
+	// GetRewind How far back a vDisk can be had as it was
+	// (GET /vdisks/{vdisk}/rewind)
+	GetRewind(ctx context.Context, request GetRewindRequestObject) (GetRewindResponseObject, error)
+	// RewindVDisk Make a vDisk, or a snapshot, of what a vDisk was at any second of its window
+	// (POST /vdisks/{vdisk}/rewind)
+	RewindVDisk(ctx context.Context, request RewindVDiskRequestObject) (RewindVDiskResponseObject, error)
 	// RollbackVDisk Make a vDisk what it was at a snapshot; what it was until now stays as a snapshot
 	// (POST /vdisks/{vdisk}/rollback)
 	RollbackVDisk(ctx context.Context, request RollbackVDiskRequestObject) (RollbackVDiskResponseObject, error)
@@ -14278,6 +14612,32 @@ func (sh *strictHandler) ExplainVDisk(ctx echo.Context, vdisk VDiskName, params 
 	return nil
 }
 
+// FlattenVDisk operation middleware
+func (sh *strictHandler) FlattenVDisk(ctx echo.Context, vdisk VDiskName, params FlattenVDiskParams) error {
+	var request FlattenVDiskRequestObject
+
+	request.Vdisk = vdisk
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.FlattenVDisk(ctx.Request().Context(), request.(FlattenVDiskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "FlattenVDisk")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(FlattenVDiskResponseObject); ok {
+		return validResponse.VisitFlattenVDiskResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // GetLedger operation middleware
 func (sh *strictHandler) GetLedger(ctx echo.Context, vdisk VDiskName) error {
 	var request GetLedgerRequestObject
@@ -14297,6 +14657,80 @@ func (sh *strictHandler) GetLedger(ctx echo.Context, vdisk VDiskName) error {
 		return err
 	} else if validResponse, ok := response.(GetLedgerResponseObject); ok {
 		return validResponse.VisitGetLedgerResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetRewind operation middleware
+func (sh *strictHandler) GetRewind(ctx echo.Context, vdisk VDiskName) error {
+	var request GetRewindRequestObject
+
+	request.Vdisk = vdisk
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetRewind(ctx.Request().Context(), request.(GetRewindRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetRewind")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetRewindResponseObject); ok {
+		return validResponse.VisitGetRewindResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// RewindVDisk operation middleware
+func (sh *strictHandler) RewindVDisk(ctx echo.Context, vdisk VDiskName, params RewindVDiskParams) error {
+	var request RewindVDiskRequestObject
+
+	request.Vdisk = vdisk
+	request.Params = params
+
+	var body RewindVDiskJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RewindVDisk(ctx.Request().Context(), request.(RewindVDiskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RewindVDisk")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RewindVDiskResponseObject); ok {
+		return validResponse.VisitRewindVDiskResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
