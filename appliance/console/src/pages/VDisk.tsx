@@ -1,0 +1,5 @@
+import { Page } from '../ui/Page';
+
+export default function VDisk() {
+  return <Page title="VDisk" operations={[]}>{null}</Page>;
+}
