@@ -65,7 +65,9 @@ var layers = []layer{
 		{"go", "test", "-count=1", "./test/layout"},
 	}},
 	{name: "unit", what: "unit tests, models and crash points", limit: 20 * time.Minute, commands: [][]string{
-		{"go", "test", "-timeout", "15m", "./..."},
+		{"go", "test", "-timeout", "15m", "-coverprofile", ".cache/volumedriver.cover", "-coverpkg=./volumedriver/...", "./volumedriver/..."},
+		{"go", "test", "-timeout", "15m", "./appliance/...", "./control/...", "./gateway/...", "./test/..."},
+		{"test/cover.sh", ".cache/volumedriver.cover", "85", "volumedriver"},
 	}},
 	{name: "race", what: "the race detector on the data path and the control state (short)", limit: 25 * time.Minute, commands: [][]string{
 		{"env", "CGO_ENABLED=1", "go", "test", "-race", "-short", "-timeout", "12m", "-skip", "^(" + strings.Join(notRaced, "|") + ")$",
