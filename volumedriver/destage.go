@@ -392,6 +392,7 @@ func (j *job) build(b *sco.Builder) error {
 	}
 	var crcs []uint32
 	var plain []byte
+	reads := make([]logRead, 0, len(j.picks))
 	for i := 0; i < len(j.picks); {
 		first, k := j.picks[i], 1
 		crcs = append(crcs[:0], first.crc)
@@ -424,10 +425,11 @@ func (j *job) build(b *sco.Builder) error {
 		if err != nil {
 			return err
 		}
-		if err := j.v.d.wal.ReadAt(dst, first.loc); err != nil {
-			return fmt.Errorf("read block %d from the log: %w", first.lba, err)
-		}
+		reads = append(reads, logRead{first.loc, dst})
 		i += k
+	}
+	if err := readLogged(j.v.d.wal, reads); err != nil {
+		return fmt.Errorf("read %d runs of blocks from the log: %w", len(reads), err)
 	}
 	return nil
 }

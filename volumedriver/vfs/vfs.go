@@ -65,3 +65,9 @@ type CacheDropper interface{ DropCache() }
 // WriteStarter is a File that can let the device begin with bytes that were written, without waiting for it and without making
 // them durable: a hint that makes the Datasync that follows shorter. An error of the device is still that Datasync's.
 type WriteStarter interface{ StartWrite(off, n int64) }
+
+// DirectWriter is a File that can write past the memory in which the system keeps files' bytes: for bytes that are written in
+// bulk and not read again soon. WriteDirect does what WritevAt does; the bytes are durable after a sync, not before.
+type DirectWriter interface {
+	WriteDirect(bufs [][]byte, off int64) (int, error)
+}

@@ -152,6 +152,11 @@ func makeLoc(slot int, gen uint64, block uint32) Loc {
 // Add gives the block n further on in the same record.
 func (l Loc) Add(n uint32) Loc { return l + Loc(n) }
 
+// Distance gives how many blocks after l the block at m lies; false if that is before l, or in another segment.
+func (l Loc) Distance(m Loc) (blocks int, ok bool) {
+	return int(uint32(m) - uint32(l)), l>>32 == m>>32 && m >= l
+}
+
 func (l Loc) slot() int     { return int(l >> 52) }
 func (l Loc) gen() uint64   { return uint64(l>>32) & genMask }
 func (l Loc) offset() int64 { return int64(uint32(l)) * blockSize }
