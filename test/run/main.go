@@ -66,7 +66,7 @@ var layers = []layer{
 	}},
 	{name: "unit", what: "unit tests, models and crash points", limit: 20 * time.Minute, commands: [][]string{
 		{"go", "test", "-timeout", "15m", "-coverprofile", ".cache/volumedriver.cover", "-coverpkg=./volumedriver/...", "./volumedriver/..."},
-		{"go", "test", "-timeout", "15m", "./appliance/...", "./control/...", "./gateway/...", "./test/..."},
+		{"go", "test", "-timeout", "15m", "./appliance/...", "./control/...", "./gateway/...", "./image/...", "./systemd/...", "./test/..."},
 		{"test/cover.sh", ".cache/volumedriver.cover", "85", "volumedriver"},
 	}},
 	{name: "race", what: "the race detector on the data path and the control state (short)", limit: 25 * time.Minute, commands: [][]string{
