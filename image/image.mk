@@ -1,0 +1,25 @@
+# make deb: a Debian package for bare KVM hosts. make image: the appliance as OVA, qcow2 and raw, in build/image.
+# VERSION names a release; UPDATE_KEYS is a file with the public keys by which the image's updates may be signed.
+VERSION ?= $(shell v=$$(git describe --tags --match 'v[0-9]*' 2>/dev/null); [ -n "$$v" ] && echo $${v\#v} || echo 0.1.0+git$$(git rev-list --count HEAD).$$(git rev-parse --short=10 HEAD))
+IMAGE   := build/image
+
+.PHONY: deb image image-setup image-test
+
+# The released binary knows its version; the console is in it unless CONSOLE=no.
+$(IMAGE)/varve: $(SRC) $(if $(filter yes,$(CONSOLE)),$(WEB)) | toolchain
+	@mkdir -p $(IMAGE)
+	CGO_ENABLED=0 $(GO) build -trimpath $(TAGS) -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./appliance/varve
+
+deb: $(IMAGE)/varve
+	BIN=$(IMAGE)/varve systemd/deb.sh $(VERSION) $(IMAGE)/varve.deb
+	cp $(IMAGE)/varve.deb $(IMAGE)/varve_$(VERSION)_amd64.deb
+
+image-setup: toolchain
+	$(SUDO) test/setup.sh image
+
+image: image-setup deb
+	$(SUDO) env PATH="$$PATH" GO="$(GO)" VERSION="$(VERSION)" UPDATE_KEYS="$(UPDATE_KEYS)" $(IMAGE_ENV) image/build.sh
+
+# Boots what make image made, by BIOS and UEFI, with real clients and power cuts. About ten minutes under emulation.
+image-test: setup image-setup
+	VARVE_REQUIRE_TOOLS=1 $(GO) run ./test/run image-boot
