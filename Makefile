@@ -2,9 +2,11 @@
 GO   ?= go
 DATA ?= ./.data
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+CONSOLE ?= yes
+NPM  := env PATH="$(CURDIR)/.cache/node/bin:$$PATH" npm --prefix appliance/console --no-audit --no-fund --loglevel=error
 SRC  := $(shell find appliance control gateway volumedriver -name '*.go' 2>/dev/null) go.mod go.sum
 
-.PHONY: build run test check setup bench soak clean toolchain
+.PHONY: console build run test check setup bench soak clean toolchain
 
 build: bin/varve
 
@@ -12,8 +14,26 @@ build: bin/varve
 toolchain:
 	@$(GO) env GOVERSION 2>/dev/null | grep -qE '^go1\.(2[1-9]|[3-9][0-9])' || $(SUDO) test/setup.sh go
 
+# The web console, which the binary embeds. `make build CONSOLE=no` needs no Node and makes a binary that says that it has none.
+WEB  := appliance/console/dist/index.html.gz
+WEBSRC := $(shell find appliance/console -path '*/node_modules' -prune -o -path '*/dist' -prune -o -name '*.go' -o -name '*.gen.*' -o -type f -print 2>/dev/null) \
+	$(wildcard control/api/*/openapi.yaml)
+ifeq ($(CONSOLE),yes)
+TAGS := -tags release
+bin/varve: $(WEB)
+endif
+
+console: $(WEB)
+
+$(WEB): appliance/console/node_modules/.package-lock.json $(WEBSRC)
+	@mkdir -p .cache && flock .cache/console.lock $(NPM) run build
+
+appliance/console/node_modules/.package-lock.json: appliance/console/package-lock.json
+	test/setup.sh node
+	@$(NPM) ci
+
 bin/varve: $(SRC) | toolchain
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./appliance/varve
+	CGO_ENABLED=0 $(GO) build -trimpath $(TAGS) -ldflags '-s -w' -o $@ ./appliance/varve
 
 # One node on DATA. It prints its URL and how to mount and attach; Ctrl-C stops it cleanly.
 run: build

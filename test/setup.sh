@@ -1,5 +1,6 @@
 #!/bin/bash
 # setup.sh go:       installs Go if there is none, or one older than 1.21 (root).
+# setup.sh node:     makes .cache/node if there is no Node.js that the console can be built with (root only for Debian's npm).
 # setup.sh packages: installs the Debian 12 packages that the tests and benchmarks use and that are missing (root).
 # setup.sh cache:    fills .cache/ with what takes long to make: the guest's kernel, fio with the nfs engine, an S3 server.
 set -euo pipefail
@@ -13,6 +14,7 @@ PACKAGES="make gcc libc6-dev patch dpkg-dev xz-utils
 	libnfs-utils libnfs-dev libnbd-dev libaio-dev zlib1g-dev pkg-config curl jq
 	rabbitmq-server memcached
 	nfs-common nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 util-linux
+	chromium
 	busybox-static kmod e2fsprogs dosfstools mtools syslinux syslinux-common xfsprogs fdisk"
 
 packages() {
@@ -101,9 +103,33 @@ golang() {
 		{ tail -20 "$cache/apt-go.log"; exit 1; }
 }
 
+# Node.js for the console. Debian's own is older than the console's tools take; its npm fetches one that is not.
+node() {
+	local dir=$cache/node version
+	for n in "$dir/bin/node" /usr/bin/node /usr/local/bin/node; do
+		[ -x "$n" ] || continue
+		version=$("$n" -p 'const [a, b] = process.versions.node.split(".").map(Number); (a == 20 && b >= 19) || (a == 22 && b >= 12) || a > 22')
+		[ "$version" = true ] && command -v npm >/dev/null && return
+	done
+	if ! command -v npm >/dev/null; then
+		echo "installing npm"
+		local sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
+		$sudo apt-get update -qq
+		$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends npm >"$cache/apt-npm.log" 2>&1 || { tail -20 "$cache/apt-npm.log"; exit 1; }
+	fi
+	echo "fetching Node.js"
+	local arch=x64; [ "$(uname -m)" = aarch64 ] && arch=arm64
+	mkdir -p "$dir/bin"
+	npm install --prefix "$dir" --no-audit --no-fund --loglevel=error "node-linux-$arch@22.23.3" npm@11.19.1 >"$cache/npm-node.log" 2>&1 || { tail -20 "$cache/npm-node.log"; exit 1; }
+	ln -sf "../node_modules/node-linux-$arch/bin/node" "$dir/bin/node"
+	ln -sf ../node_modules/npm/bin/npm-cli.js "$dir/bin/npm"
+	"$dir/bin/node" -v
+}
+
 case ${1:-} in
 go) golang ;;
+node) node ;;
 packages) packages ;;
 cache) kernel; fio_nfs; versitygw ;;
-*) sed -n '2,4s/^# //p' "$0"; exit 2 ;;
+*) sed -n '2,5s/^# //p' "$0"; exit 2 ;;
 esac
