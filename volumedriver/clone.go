@@ -129,6 +129,7 @@ func (d *Driver) Clone(ctx context.Context, parent, snapshot uuid.UUID, s Spec) 
 	d.volumes[s.ID] = v
 	d.children[snapshot]++
 	d.destager.add(v)
+	d.boots.beginLocked(v, r.Parent)
 	return v, nil
 }
 

@@ -1,6 +1,7 @@
 package volumedriver
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -129,6 +130,7 @@ type Driver struct {
 	checkpointer *checkpointer
 	scrubber     *scrubber
 	rewinder     *rewinder
+	boots        *boots
 	floor        floor // guarded by checkpointer.one
 
 	mu      sync.RWMutex
@@ -158,6 +160,7 @@ func Open(cfg Config) (*Driver, error) {
 	d.checkpointer = newCheckpointer(d)
 	d.scrubber = newScrubber(d)
 	d.rewinder = &rewinder{d: d}
+	d.boots = newBoots(d)
 	d.pace = newPace(d)
 	if err := cfg.FS.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make %s: %w", cfg.Dir, err)
@@ -255,6 +258,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	g.Go(func() error { return d.keepLedger(ctx) })
 	g.Go(func() error { return d.scrubber.run(ctx) })
 	g.Go(func() error { return d.rewinder.run(ctx) })
+	g.Go(func() error { return d.boots.run(ctx) })
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -442,6 +446,7 @@ func (d *Driver) Volume(_ context.Context, id uuid.UUID) (*Volume, error) {
 	if !r.Name.Put {
 		d.destager.add(v)
 	}
+	d.boots.beginLocked(v, r.Parent)
 	return v, nil
 }
 
@@ -546,6 +551,9 @@ func (d *Driver) Delete(ctx context.Context, id uuid.UUID) error {
 	for _, prefix := range [][]byte{snapshotsKey(id), objectsKey(id)} {
 		if err := d.maps.Scan(prefix, func(key, _ []byte) error {
 			keys = append(keys, slices.Clone(key))
+			if id, ok := bytes.CutPrefix(key, snapshotsKey(id)); ok {
+				keys = append(keys, append([]byte(tracePrefix), id...))
+			}
 			return nil
 		}); err != nil {
 			return fmt.Errorf("delete volume %s: %w", id, err)

@@ -12,6 +12,7 @@ type metrics struct {
 	corrupt       prometheus.Counter
 	scrubMoved    prometheus.Counter
 	scrubFreed    prometheus.Counter
+	bootBytes     prometheus.Counter
 	checkpoint    prometheus.Histogram
 }
 
@@ -32,6 +33,7 @@ func newMetrics(d *Driver, reg prometheus.Registerer) *metrics {
 	m.corrupt = counter("corrupt_blocks_total", "Blocks read that did not match their checksum.")
 	m.scrubMoved = counter("scrub_moved_objects_total", "SCOs that the scrub has compacted into containers.")
 	m.scrubFreed = counter("scrub_freed_bytes_total", "Bytes of objects that the scrub has deleted.")
+	m.bootBytes = counter("boot_trace_bytes_total", "Bytes of clones fetched ahead, since an earlier clone of the same snapshot has read them first.")
 	m.checkpoint = prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "varve", Subsystem: "volumedriver", Name: "checkpoint_seconds",
 		Help: "Time of a checkpoint of the block map.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 8)})
 	m.all = append(m.all, m.checkpoint)

@@ -65,6 +65,9 @@ func (v *Volume) read(ctx context.Context, p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil
 	}
+	if b := v.boot.Load(); b != nil {
+		v.noteBoot(b, off, len(p))
+	}
 	pl := plans.Get().(*plan)
 	defer plans.Put(pl)
 	for len(p) > 0 {
@@ -421,6 +424,8 @@ type Explanation struct {
 	Index  uint32 `json:"index,omitempty"`
 	CRC    uint32 `json:"crc,omitempty"`
 	Detail string `json:"detail"`
+	// Copies says where the block is besides: "backend", "cache RAM", "cache SSD"; "write log" where State is that.
+	Copies []string `json:"copies,omitempty"`
 }
 
 // Explain says where block lba is and what vouches for it.
@@ -440,7 +445,8 @@ func (v *Volume) Explain(ctx context.Context, lba uint64) (Explanation, error) {
 	case w.seq != 0 && w.zero:
 		return Explanation{State: "hole", Seq: w.seq, Detail: "zeroed or trimmed, recorded in the write log"}, nil
 	case w.seq != 0:
-		return Explanation{State: "log", Seq: w.seq, CRC: w.crc, Detail: fmt.Sprintf("write log location %#x, on the backend up to sequence %d", uint64(w.loc), backed)}, nil
+		return Explanation{State: "log", Seq: w.seq, CRC: w.crc, Copies: []string{"write log"},
+			Detail: fmt.Sprintf("write log location %#x, on the backend up to sequence %d", uint64(w.loc), backed)}, nil
 	case ref == 0:
 		return Explanation{State: "hole", Detail: "never written, or trimmed"}, nil
 	}
@@ -450,6 +456,30 @@ func (v *Volume) Explain(ctx context.Context, lba uint64) (Explanation, error) {
 	}
 	defer v.d.objects.release(o)
 	crc, _ := o.table.CRCOf(ref.Index())
-	return Explanation{State: "object", Object: o.name, Index: ref.Index(), CRC: crc, Seq: o.lastLog,
+	return Explanation{State: "object", Object: o.name, Index: ref.Index(), CRC: crc, Seq: o.lastLog, Copies: v.copies(o, ref.Index()),
 		Detail: fmt.Sprintf("object holds log records up to sequence %d", o.lastLog)}, nil
+}
+
+// copies says where the bytes of a block of an SCO are.
+func (v *Volume) copies(o *openObject, index uint32) []string {
+	out := []string{"backend"}
+	f, _, ok := o.table.Frame(index)
+	b, err := v.d.backendOf(v.root.Pool)
+	if !ok || err != nil {
+		return out
+	}
+	held, ok := b.(interface {
+		Held(name string, off, n int64) (ram, disk int64)
+	})
+	if !ok {
+		return out
+	}
+	ram, disk := held.Held(o.name, f.Off, int64(f.Stored))
+	if ram == int64(f.Stored) {
+		out = append(out, "cache RAM")
+	}
+	if disk == int64(f.Stored) {
+		out = append(out, "cache SSD")
+	}
+	return out
 }

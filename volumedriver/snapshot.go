@@ -694,7 +694,7 @@ func (v *Volume) DeleteSnapshot(ctx context.Context, id uuid.UUID) error {
 	v.mu.Unlock()
 	v.d.mu.Unlock()
 	p := s.point()
-	err = v.d.maps.Update([]blockmap.KV{{Key: releaseKey(p), Value: v.id[:]}}, [][]byte{snapshotKey(v.id, id)})
+	err = v.d.maps.Update([]blockmap.KV{{Key: releaseKey(p), Value: v.id[:]}}, [][]byte{snapshotKey(v.id, id), traceKey(id)})
 	if err != nil {
 		return fmt.Errorf("delete snapshot %s of volume %s: %w", s.Name, v.id, err)
 	}

@@ -101,17 +101,18 @@ type Volume struct {
 	closed bool
 	freed  sync.Cond // on order: a claim ended
 
-	encrypted  atomic.Bool                 // has keys
-	logKey     *logKey                     // for new records, once it is known; guarded by order
-	limiter    atomic.Pointer[qos.Limiter] // nil: no limit
-	share      *qos.Limiter                // its share of the log when that is contended
-	limiting   sync.Mutex                  // guards limitGate and the change of limiter
-	limitGate  *qos.Gate                   // the vPool's, in limiter
-	template   atomic.Bool                 // takes no writes
-	reverting  atomic.Bool                 // a rollback is in the log and not yet in the map: nothing can be read
-	hurry      atomic.Uint64               // somebody waits until records up to this one are on the backend
-	flattening atomic.Bool                 // no bases of a rewind window are taken
-	snapping   sync.Mutex                  // one change of the list of snapshots at a time; taken before order
+	encrypted  atomic.Bool                  // has keys
+	logKey     *logKey                      // for new records, once it is known; guarded by order
+	limiter    atomic.Pointer[qos.Limiter]  // nil: no limit
+	share      *qos.Limiter                 // its share of the log when that is contended
+	limiting   sync.Mutex                   // guards limitGate and the change of limiter
+	limitGate  *qos.Gate                    // the vPool's, in limiter
+	template   atomic.Bool                  // takes no writes
+	reverting  atomic.Bool                  // a rollback is in the log and not yet in the map: nothing can be read
+	hurry      atomic.Uint64                // somebody waits until records up to this one are on the backend
+	boot       atomic.Pointer[bootRecorder] // nil: nothing to record
+	flattening atomic.Bool                  // no bases of a rewind window are taken
+	snapping   sync.Mutex                   // one change of the list of snapshots at a time; taken before order
 
 	lastBatch atomic.Uint64 // log batch of the last logged record: what a flush must cover
 	logged    atomic.Uint64

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -211,6 +212,9 @@ func (e *env) explainCommand() *cobra.Command {
 					}
 					if x.CRC != "" {
 						fields = append(fields, [2]string{"CRC32C", x.CRC})
+					}
+					if len(x.Copies) > 0 {
+						fields = append(fields, [2]string{"Copies", strings.Join(x.Copies, ", ")})
 					}
 					if x.Detail != "" {
 						fields = append(fields, [2]string{"Detail", x.Detail})

@@ -135,6 +135,29 @@ func (p *Pools) ProbeBackend(ctx context.Context, spec state.Backend, k vpool.Ke
 	return out, err
 }
 
+// Probe tries the backend of a vPool that is open here, beside the work that it does.
+func (p *Pools) Probe(ctx context.Context, id uuid.UUID) (vpool.Probe, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	p.mu.Lock()
+	b, ok := p.pools[id]
+	away := p.away[id]
+	p.mu.Unlock()
+	if ok {
+		return probe(ctx, b.store)
+	}
+	if away.ID == uuid.Nil {
+		return vpool.Probe{}, fmt.Errorf("backend of vPool %s is another node's", id)
+	}
+	k, err := vpool.Keys{}, error(nil)
+	if away.Backend.Kind == state.BackendS3 {
+		if k, err = p.keys(id); err != nil {
+			return vpool.Probe{}, fmt.Errorf("credentials of vPool %s: %w", away.Name, err)
+		}
+	}
+	return p.ProbeBackend(ctx, away.Backend, k)
+}
+
 func probe(ctx context.Context, b backend.Backend) (vpool.Probe, error) {
 	if s, ok := b.(prober); ok {
 		v, err := s.Probe(ctx)
@@ -386,5 +409,6 @@ func (e *Engine) Explain(ctx context.Context, vol state.Volume, offset int64) (v
 	if err != nil {
 		return vdisk.Explanation{}, fmt.Errorf("block %d: %w", lba, err)
 	}
-	return vdisk.Explanation{State: x.State, LBA: lba, Seq: x.Seq, Object: x.Object, Index: int(x.Index), CRC: x.CRC, Detail: x.Detail}, nil
+	return vdisk.Explanation{State: x.State, LBA: lba, Seq: x.Seq, Object: x.Object, Index: int(x.Index), CRC: x.CRC, Detail: x.Detail,
+		Copies: x.Copies}, nil
 }

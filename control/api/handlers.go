@@ -375,7 +375,7 @@ func (a customerAPI) ExplainVDisk(ctx context.Context, r v1.ExplainVDiskRequestO
 		return nil, err
 	}
 	out := v1.Explanation{VDisk: name, LBA: uint64(at / blockBytes), Offset: v1.Size(at), State: e.State, Seq: e.Seq, Object: e.Object,
-		Index: e.Index, Detail: e.Detail}
+		Index: e.Index, Detail: e.Detail, Copies: e.Copies}
 	if e.State != "hole" {
 		out.CRC = fmt.Sprintf("%08x", e.CRC)
 	}

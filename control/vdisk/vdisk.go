@@ -82,6 +82,8 @@ type Explanation struct {
 	Index  int
 	CRC    uint32
 	Detail string
+	// Copies says where it is: "write log", "backend", "cache RAM", "cache SSD".
+	Copies []string
 }
 
 // Config wires a controller.

@@ -403,6 +403,9 @@ type EventList struct {
 
 // Explanation Where the block at an address is. State is "log", "object" or "hole"
 type Explanation struct {
+	// Copies "write log", "backend", "cache RAM", "cache SSD"
+	Copies []string `json:"copies,omitempty"`
+
 	// CRC crc32c, 8 hex digits
 	CRC    string `json:"crc,omitempty"`
 	Detail string `json:"detail,omitempty"`
@@ -508,7 +511,7 @@ type HistorySeries struct {
 
 	// Unit "1/s", "bytes/s", "bytes", "seconds", "ratio" or "1"
 	Unit   string     `json:"unit"`
-	Values []*float32 `json:"values"`
+	Values []*float64 `json:"values"`
 }
 
 // JoinToken defines model for JoinToken.
