@@ -31,7 +31,7 @@ func NewNBD(store *state.Store, volumes *Volumes) *NBD {
 }
 
 // device is a volume as an NBD connection has it.
-type device struct{ *volumedriver.Volume }
+type device struct{ metered }
 
 // ReadOnly implements nbd.Device.
 func (d device) ReadOnly() bool { return d.Template() }
@@ -129,7 +129,7 @@ func (e *NBD) Open(ctx context.Context, name string, peer nbd.Peer) (nbd.Device,
 	if err != nil {
 		return nil, nil, err
 	}
-	return device{v}, release, nil
+	return device{e.volumes.metered(disk.Volume, v)}, release, nil
 }
 
 func (e *NBD) openSnapshot(ctx context.Context, volume uuid.UUID, name string) (nbd.Device, func(), error) {

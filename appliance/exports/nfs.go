@@ -15,7 +15,6 @@ import (
 	"varve/control/namespace"
 	"varve/control/state"
 	"varve/gateway/nfs"
-	"varve/volumedriver"
 	"varve/volumedriver/backend"
 	"varve/volumedriver/blockio"
 )
@@ -353,7 +352,7 @@ func (n *NFS) Open(ctx context.Context, fsid, inode uint64) (nfs.File, func(), e
 	if err != nil {
 		return nil, nil, staleOr(err)
 	}
-	return v, release, nil
+	return n.volumes.metered(i.Volume, v), release, nil
 }
 
-var _ nfs.File = (*volumedriver.Volume)(nil)
+var _ nfs.File = metered{}

@@ -6,23 +6,30 @@ import (
 	"varve/control/state"
 )
 
-// here refuses a volume whose bytes another node has: names are everywhere, data is at its owner. A volume that nobody has
-// opened yet belongs to whoever opens it first and can reach its backend; a clone, to where its parent is.
-func (s *Volumes) here(view *state.View, vol state.Volume) error {
+// holder is the node that has a volume's bytes; uuid.Nil where nobody has opened it yet and whoever does so first may have it. A volume
+// that nobody has opened belongs to where its vPool's backend is; a clone, to where its parent is.
+func holder(view *state.View, vol state.Volume) uuid.UUID {
 	if vol.Owner != uuid.Nil {
-		return s.elsewhere(view, vol, vol.Owner)
+		return vol.Owner
 	}
-	pool, err := view.VPoolByID(vol.Pool)
-	if err != nil {
-		return err
-	}
-	if pool.Backend.Node != uuid.Nil {
-		return s.elsewhere(view, vol, pool.Backend.Node)
+	if pool, err := view.VPoolByID(vol.Pool); err == nil && pool.Backend.Node != uuid.Nil {
+		return pool.Backend.Node
 	}
 	if vol.Parent != nil {
-		if parent, err := view.Volume(vol.Parent.Volume); err == nil && parent.Owner != uuid.Nil {
-			return s.elsewhere(view, vol, parent.Owner)
+		if parent, err := view.Volume(vol.Parent.Volume); err == nil {
+			return parent.Owner
 		}
+	}
+	return uuid.Nil
+}
+
+// here refuses a volume whose bytes another node has: names are everywhere, data is at its owner.
+func (s *Volumes) here(view *state.View, vol state.Volume) error {
+	if _, err := view.VPoolByID(vol.Pool); err != nil {
+		return err
+	}
+	if node := holder(view, vol); node != uuid.Nil {
+		return s.elsewhere(view, vol, node)
 	}
 	return nil
 }

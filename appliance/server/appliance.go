@@ -6,6 +6,7 @@
 //	DATA/log/ DATA/map/  the volume driver's log and block map
 //	DATA/lost.json       volumes whose log or map is gone and that no rebuild has settled yet (lost.go)
 //	DATA/ledger.json     how far the log was, for a rebuild to say what is lost with it
+//	DATA/history/        what was measured (package history)
 //	DATA/cache/          the read cache of vPools whose backend is remote
 //	DATA/secrets.key     the key that seals credentials in control's state (package control/secrets)
 //	DATA/backend/NAME    local backends of vPools that name no other place
@@ -48,6 +49,7 @@ import (
 	"varve/control/api"
 	"varve/control/events"
 	"varve/control/node"
+	"varve/control/peer"
 	"varve/control/pki"
 	"varve/control/raft"
 	"varve/control/secrets"
@@ -103,6 +105,8 @@ type base struct {
 	vdisks  *vdisk.Controller
 	events  *events.Publisher
 	nodes   *node.Controller
+	peers   *peer.Peers // calls of and to other nodes
+	remote  *exports.Remote
 
 	openBackend exports.OpenBackend
 }
@@ -206,9 +210,11 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	b.pools = exports.NewPools(b.driver, b.openBackend, poolKeys, b.cache, named("vpool"))
 	b.pools.UseKEKs(func(pool uuid.UUID) ([]byte, error) { return vpool.KEKOf(b.secrets, pool) })
 	b.engine = exports.NewEngine(store, b.volumes)
+	b.remote = exports.NewRemote(b.engine, b.peers, b.raft.Sync, named("peers"))
+	b.shareSecrets()
 	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Node: b.raft.ID(), Engine: poolsHere{b.pools, b.raft.ID()}, Vault: b.secrets, Log: named("vpool")})
 	b.events = events.NewPublisher(b.raft, b.raft.ID(), named("events"))
-	b.vdisks = vdisk.New(vdisk.Config{Emit: b.events.Emit, Raft: b.raft, Store: store, Engine: b.engine, Mine: b.mine, Log: named("vdisk")})
+	b.vdisks = vdisk.New(vdisk.Config{Emit: b.events.Emit, Raft: b.raft, Store: store, Engine: b.remote, Mine: b.mine, Log: named("vdisk")})
 	b.nodes = node.New(b.raft, store, b.raft.ID())
 	return nil
 }

@@ -15,9 +15,11 @@ import (
 	"varve/appliance/exports"
 	"varve/control/cluster"
 	"varve/control/node"
+	"varve/control/peer"
 	"varve/control/pki"
 	"varve/control/raft"
 	"varve/control/replica"
+	"varve/control/secrets"
 	"varve/control/state"
 )
 
@@ -40,6 +42,7 @@ func (b *base) openControl(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	b.newPeers(self)
 	conf := pki.Config{Dir: filepath.Join(b.cfg.Data, tlsName), Name: id.String(), Hosts: pki.LocalHosts(), Cluster: id, Node: self}
 	if cluster.HasPeers(dir) { // else a lost authority's key is not somebody else's to use
 		conf.Sign = func(ctx context.Context, r pki.Request) ([]byte, error) { return b.network.Sign(ctx, r) }
@@ -51,11 +54,12 @@ func (b *base) openControl(ctx context.Context) error {
 	if b.doors != nil && len(b.doors.node) > 0 {
 		ln := b.doors.node[0]
 		c, err := cluster.New(cluster.Config{Dir: dir, Cluster: id, Self: self, PKI: b.tls, Listener: ln,
-			Advertise: reachable(first(b.doors.node), hostAddress()), Version: b.cfg.Version, Log: b.cfg.Log.With("component",
-				component(id, self, "cluster"))})
+			Advertise: reachable(first(b.doors.node), hostAddress()), Version: b.cfg.Version, Secrets: func() ([]byte, error) { return secrets.BundleOf(b.cfg.Data) },
+			Log: b.cfg.Log.With("component", component(id, self, "cluster"))})
 		if err != nil {
 			return err
 		}
+		c.Handle(peer.Protocol, b.acceptPeer)
 		b.network = &network{Cluster: c, done: make(chan struct{})}
 		open.Network = c
 	} else if cluster.HasPeers(dir) {
@@ -185,6 +189,7 @@ func Join(ctx context.Context, cfg Config, opt JoinOptions) (joined cluster.Join
 		return joined, err
 	}
 	return cluster.Join(ctx, opt.Token, cluster.JoinConfig{ControlDir: dir, TLSDir: tls, Hosts: pki.LocalHosts(),
+		KeepSecrets: func(bundle []byte) error { return secrets.Adopt(cfg.Data, bundle) },
 		Spec: state.NodeSpec{Name: node.HostName(), Peer: opt.Node, Version: cfg.Version}})
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"varve/appliance/console"
 	"varve/appliance/exports"
+	"varve/appliance/history"
 	"varve/control/api"
 	v1 "varve/control/api/customer"
 	"varve/control/auth"
@@ -82,6 +83,8 @@ type appliance struct {
 	api        *api.Server
 	auth       *auth.Authenticator
 	automation *automation
+	figures    *history.Store
+	sightings  sightings
 	ready      atomic.Bool
 }
 
@@ -123,6 +126,10 @@ func (a *appliance) wire(ctx context.Context) error {
 	if err := a.newAutomation(a.vdisks.TaskTypes()...); err != nil {
 		return err
 	}
+	if err := a.openHistory(); err != nil {
+		return err
+	}
+	estate{a}.answer()
 	auto := a.automation
 	web, err := console.New()
 	if err != nil {
@@ -130,6 +137,7 @@ func (a *appliance) wire(ctx context.Context) error {
 	}
 	a.api, err = api.New(api.Config{Raft: a.raft, Auth: a.auth, VPools: a.vpools, VDisks: a.vdisks, Nodes: a.nodes, Store: store,
 		Tasks: auto.broker, Types: auto.types, Schedules: auto.schedules, Sinks: auto.sinks, Status: a.status, Ready: a.notReady,
+		Appliance: estate{a}, Sync: a.raft.Sync,
 		Metrics: promhttp.HandlerFor(a.metrics, promhttp.HandlerOpts{}), Console: web, Version: a.cfg.Version,
 		Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "api"))})
 	return err
@@ -145,6 +153,8 @@ func (a *appliance) run(ctx context.Context, ready func(Summary)) error {
 	core.Go(func() error { return named("vPools", a.pools.Run(coreCtx)) })
 	core.Go(func() error { return named("node port", a.runNetwork(coreCtx)) })
 	core.Go(func() error { return named("vPools", a.followPools(coreCtx)) })
+	core.Go(func() error { return named("calls of other nodes", a.runPeers(coreCtx)) })
+	core.Go(func() error { return named("history", a.figures.Run(coreCtx)) })
 	core.Go(func() error { return named("node port", a.runNetwork(coreCtx)) })
 	core.Go(func() error { return named("volume driver", a.untilBroken(coreCtx)) })
 

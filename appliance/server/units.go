@@ -116,6 +116,7 @@ func (b *base) followControl(ctx context.Context) error {
 		}
 		b.cfg.Log.Warn("waiting for control", "socket", ControlSocket(b.cfg.Data))
 	}
+	b.newPeers(f.ID())
 	var err error
 	b.tls, err = pki.Open(pki.Config{Dir: filepath.Join(b.cfg.Data, tlsName), Name: f.Cluster().String(), Hosts: pki.LocalHosts(),
 		Sign: func(context.Context, pki.Request) ([]byte, error) { return nil, errors.New("control renews it") }})
@@ -150,6 +151,7 @@ func Control(ctx context.Context, cfg Config, ready func()) error {
 	g.Go(func() error { return named("node port", b.runNetwork(run)) })
 	g.Go(func() error { return named("control socket", b.controlServer().Serve(run, doors.control)) })
 	g.Go(func() error { return b.keepPeer(run) })
+	g.Go(func() error { return named("calls of other nodes", b.runDial(run)) })
 	g.Go(func() error { return watchdog(run, cfg.Log, func(context.Context) error { return b.raft.Err() }) })
 	tell(cfg.Log, daemon.SdNotifyReady)
 	ready()

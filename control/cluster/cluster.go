@@ -25,7 +25,7 @@
 //	any node: hand it to the leader
 //	leader: commit UseJoinToken (secret's hash known, not expired, not used by another) -> the node has a record and a role
 //	        sign the requests; the answer is certificates, cluster id and the addresses of the nodes
-//	joiner: write certificates, peers and identity (phase joining); the next start follows the leader's log
+//	joiner: write certificates, keys of sealed secrets, peers and identity (phase joining); the next start follows the leader's log
 //
 // The secret is 256 random bits, state holds its SHA-256, and using it is one command, so two joiners cannot both win. The same
 // joiner may ask again with the same key.
@@ -90,7 +90,9 @@ type Config struct {
 	Listener  net.Listener
 	Advertise string
 	Version   string
-	Log       *slog.Logger
+	// Secrets gives the keys of sealed secrets for a node that joins; nil where there are none.
+	Secrets func() ([]byte, error)
+	Log     *slog.Logger
 }
 
 // Cluster is this node's connection to the others.

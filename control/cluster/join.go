@@ -115,6 +115,8 @@ type joinAnswer struct {
 	pki.Admitted
 	Cluster uuid.UUID            `json:"cluster"`
 	Peers   map[uuid.UUID]string `json:"peers"`
+	// Secrets are the keys of sealed secrets.
+	Secrets []byte `json:"secrets,omitempty"`
 }
 
 // joinHandler takes join requests to the leader. It is the one handler that strangers reach.
@@ -173,12 +175,18 @@ func (c *Cluster) admit(ctx context.Context, n *raft.Node, body []byte) (*joinAn
 	if err != nil {
 		return nil, &state.Error{Err: state.ErrInvalid, Object: "join request", Detail: err.Error()}
 	}
+	var keys []byte
+	if c.cfg.Secrets != nil { // before the token is used
+		if keys, err = c.cfg.Secrets(); err != nil {
+			return nil, fmt.Errorf("%w: keys of sealed secrets: %w", raft.ErrUnavailable, err)
+		}
+	}
 	hash := sha256.Sum256(r.Secret)
 	_, err = n.Apply(ctx, &state.UseJoinToken{Hash: hash[:], Node: r.Node.Node, Key: key[:], Spec: r.Spec})
 	if err != nil {
 		return nil, err
 	}
-	a := &joinAnswer{Cluster: c.cfg.Cluster, Peers: make(map[uuid.UUID]string)}
+	a := &joinAnswer{Cluster: c.cfg.Cluster, Peers: make(map[uuid.UUID]string), Secrets: keys}
 	a.CA = c.cfg.PKI.CACert()
 	r.Node.Purpose, r.Server.Purpose = pki.ForNode, pki.ForServer
 	if a.Node, err = c.sign(r.Node); err != nil {
@@ -208,6 +216,8 @@ type JoinConfig struct {
 	Spec state.NodeSpec
 	// Hosts are for its server certificate.
 	Hosts []string
+	// KeepSecrets takes the keys of sealed secrets; nil forgets them.
+	KeepSecrets func(bundle []byte) error
 }
 
 // Joined says what came of it.
@@ -245,6 +255,11 @@ func Join(ctx context.Context, tok string, conf JoinConfig) (Joined, error) {
 	}
 	if err := pki.Install(conf.TLSDir, a.Admitted, nodeKey, serverKey); err != nil {
 		return Joined{}, fmt.Errorf("keep the certificates: %w", err)
+	}
+	if len(a.Secrets) > 0 && conf.KeepSecrets != nil {
+		if err := conf.KeepSecrets(a.Secrets); err != nil {
+			return Joined{}, fmt.Errorf("keep the keys of sealed secrets: %w", err)
+		}
 	}
 	if err := raft.WriteJoining(conf.ControlDir, a.Cluster, id); err != nil {
 		return Joined{}, err

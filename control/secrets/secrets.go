@@ -14,12 +14,18 @@
 //
 // # Rotation
 //
-//	new key -> file, beside the old ones, as the current one     durable before anything is sealed by it
+//	new key -> file, beside the old ones                         and the files of all other nodes
+//	new key is the current one                                   durable before anything is sealed by it
 //	every secret not sealed by it: open, seal, SetSecret at its rev     one that changed meanwhile is sealed by it already
 //	keys older than the former one that no secret names -> removed from the file
 //
-// The former key stays for one rotation more, since a command sealed by it may be on its way. It may be cut anywhere and run again. In a cluster every node must have the new key before secrets are sealed by it: Bundle
-// and Add carry keys to a node over a channel that is secure itself.
+// The former key stays for one rotation more, since a command sealed by it may be on its way. It may be cut anywhere and run again.
+// A node that is away when keys are rotated stops the rotation: were this node lost next, nobody could open what it has sealed.
+//
+// # In a cluster
+//
+// A node gets the keys when it joins, in the answer to its join token. One that meets a secret sealed by a key that it has not asks the
+// others (Missing, Bundle, Add). Keys go over connections between nodes only, which are encrypted and whose ends are known.
 //
 // A secret that is too large for raft, or a file that others can read, is refused.
 package secrets
@@ -168,13 +174,44 @@ func (k *Keys) grow() (*key, error) {
 	return one, nil
 }
 
-func (k *Keys) encode() ([]byte, error) {
-	f := file{Current: k.current.id}
+func (k *Keys) encode() ([]byte, error) { return k.encodeAs(k.current) }
+
+// encodeAs is the file with another key as the current one.
+func (k *Keys) encodeAs(current *key) ([]byte, error) {
+	f := file{Current: current.id}
 	for _, one := range k.all {
 		f.Keys = append(f.Keys, one.secret)
 	}
 	slices.SortFunc(f.Keys, slices.Compare)
 	return json.Marshal(f)
+}
+
+// Has says whether a key is here, by its id.
+func (k *Keys) Has(id string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.all[id] != nil
+}
+
+// BundleOf gives the keys in dir to a node that joins; nil where there are none yet.
+func BundleOf(dir string) ([]byte, error) {
+	if _, err := os.Stat(filepath.Join(dir, fileName)); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	k, err := OpenKeys(dir)
+	if err != nil {
+		return nil, err
+	}
+	return k.Bundle()
+}
+
+// Adopt makes a bundle's keys those of dir. A key that is there already stays, for what it has sealed.
+func Adopt(dir string, bundle []byte) error {
+	k, err := OpenKeys(dir)
+	if err != nil {
+		return err
+	}
+	return k.Add(bundle)
 }
 
 func (k *Keys) save() error {
@@ -249,12 +286,27 @@ type Store struct {
 	raft  Proposer
 	state *state.Store
 	keys  *Keys
+	share func(ctx context.Context, bundle []byte) error
 }
 
 // New wires a store.
 func New(raft Proposer, st *state.Store, keys *Keys) *Store {
 	return &Store{raft: raft, state: st, keys: keys}
 }
+
+// Share says how keys get to the other nodes. It returns nil when all of them have a bundle. It is called before the store is used.
+func (s *Store) Share(f func(ctx context.Context, bundle []byte) error) { s.share = f }
+
+// Missing says whether there are secrets that no key here opens.
+func (s *Store) Missing() bool {
+	return slices.ContainsFunc(s.state.View().Secrets(), func(sealed state.SealedSecret) bool { return !s.keys.Has(sealed.Key) })
+}
+
+// Bundle gives the keys to another node, Add takes those of another one.
+func (s *Store) Bundle() ([]byte, error) { return s.keys.Bundle() }
+
+// Add takes the keys of a bundle; its current one is this node's from then on.
+func (s *Store) Add(bundle []byte) error { return s.keys.Add(bundle) }
 
 // Seal gives the command that keeps a secret, for those that carry it along.
 func (s *Store) Seal(name string, plain []byte) *state.SetSecret {
@@ -294,11 +346,25 @@ func (s *Store) Rotate(ctx context.Context) (sealed int, err error) {
 	was := k.current
 	fresh, err := k.grow()
 	if err == nil {
-		k.current = fresh
 		if err = k.save(); err != nil {
-			k.current = was
 			delete(k.all, fresh.id)
 		}
+	}
+	var bundle []byte
+	if err == nil {
+		bundle, err = k.encodeAs(fresh)
+	}
+	k.mu.Unlock()
+	if err == nil && s.share != nil {
+		err = s.share(ctx, bundle) // before anything is sealed by it
+	}
+	if err != nil {
+		return 0, fmt.Errorf("rotate the key of secrets: %w", err)
+	}
+	k.mu.Lock()
+	k.current = fresh
+	if err = k.save(); err != nil {
+		k.current = was
 	}
 	k.mu.Unlock()
 	if err != nil {

@@ -1,0 +1,182 @@
+package exports
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	figures "varve/appliance/history"
+	"varve/volumedriver"
+	"varve/volumedriver/blockio"
+)
+
+// meter counts what clients do with a volume. Requests and bytes are all counted; how long one took, of those that went through without
+// waiting, of one in sampleEvery, which counts for as many, so that the clock costs little.
+type meter struct {
+	turn                  atomic.Uint32
+	reads, writes         atomic.Uint64
+	bytesRead, bytesWrite atomic.Uint64
+	readTime, writeTime   [figures.Buckets]atomic.Uint32
+	flushes               atomic.Uint64
+}
+
+const sampleEvery = 16
+
+// sampled says whether to look at the clock for this request.
+func (m *meter) sampled() bool { return m.turn.Add(1)%sampleEvery == 0 }
+
+func took(l *[figures.Buckets]atomic.Uint32, since time.Time, times uint32) {
+	l[figures.Bucket(time.Since(since))].Add(times)
+}
+
+// Load is what a meter has counted since the volume was opened first.
+type Load struct {
+	Reads, Writes, Flushes uint64
+	BytesRead, BytesWrite  uint64
+	ReadTime, WriteTime    figures.Latency
+}
+
+func (m *meter) load() Load {
+	l := Load{Reads: m.reads.Load(), Writes: m.writes.Load(), Flushes: m.flushes.Load(), BytesRead: m.bytesRead.Load(), BytesWrite: m.bytesWrite.Load()}
+	for i := range l.ReadTime {
+		l.ReadTime[i], l.WriteTime[i] = m.readTime[i].Load(), m.writeTime[i].Load()
+	}
+	return l
+}
+
+// meters are those of the volumes that were opened. The zero value is ready.
+type meters struct {
+	mu sync.Mutex
+	by map[uuid.UUID]*meter
+}
+
+func (m *meters) of(id uuid.UUID) *meter {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.by == nil {
+		m.by = make(map[uuid.UUID]*meter)
+	}
+	one := m.by[id]
+	if one == nil {
+		one = &meter{}
+		m.by[id] = one
+	}
+	return one
+}
+
+// Loads gives what every volume that was opened has done. Volumes that exist no more are forgotten by keep.
+func (s *Volumes) Loads(keep func(uuid.UUID) bool) map[uuid.UUID]Load {
+	s.meters.mu.Lock()
+	defer s.meters.mu.Unlock()
+	out := make(map[uuid.UUID]Load, len(s.meters.by))
+	for id, m := range s.meters.by {
+		if !keep(id) {
+			delete(s.meters.by, id)
+			continue
+		}
+		out[id] = m.load()
+	}
+	return out
+}
+
+// metered is a volume as gateways have it: it counts.
+type metered struct {
+	*volumedriver.Volume
+	m *meter
+}
+
+func (s *Volumes) metered(id uuid.UUID, v *volumedriver.Volume) metered {
+	return metered{v, s.meters.of(id)}
+}
+
+func (v metered) counted(reads bool, n int) {
+	if reads {
+		v.m.reads.Add(1)
+		v.m.bytesRead.Add(uint64(n))
+		return
+	}
+	v.m.writes.Add(1)
+	v.m.bytesWrite.Add(uint64(n))
+}
+
+// TryRead implements nbd.Device and nfs.File.
+func (v metered) TryRead(p []byte, off int64) error {
+	if !v.m.sampled() {
+		err := v.Volume.TryRead(p, off)
+		if err == nil {
+			v.counted(true, len(p))
+		}
+		return err
+	}
+	start := time.Now()
+	err := v.Volume.TryRead(p, off)
+	if err == nil {
+		v.counted(true, len(p))
+		took(&v.m.readTime, start, sampleEvery)
+	}
+	return err
+}
+
+// Read implements nbd.Device and nfs.File.
+func (v metered) Read(ctx context.Context, p []byte, off int64) error {
+	start := time.Now()
+	err := v.Volume.Read(ctx, p, off)
+	v.counted(true, len(p))
+	took(&v.m.readTime, start, 1)
+	return err
+}
+
+// TryWrite implements nbd.Device and nfs.File.
+func (v metered) TryWrite(p []byte, off int64, f blockio.Flags, c blockio.Completer, tag uint64) error {
+	if v.m.sampled() {
+		c = &timed{c, v.m, time.Now()}
+	}
+	err := v.Volume.TryWrite(p, off, f, c, tag)
+	if err == nil {
+		v.counted(false, len(p))
+	}
+	return err
+}
+
+// Write implements nbd.Device and nfs.File.
+func (v metered) Write(ctx context.Context, p []byte, off int64, f blockio.Flags) error {
+	start := time.Now()
+	err := v.Volume.Write(ctx, p, off, f)
+	v.counted(false, len(p))
+	took(&v.m.writeTime, start, 1)
+	return err
+}
+
+// TryFlush implements nbd.Device.
+func (v metered) TryFlush(c blockio.Completer, tag uint64) error {
+	err := v.Volume.TryFlush(c, tag)
+	if err == nil {
+		v.m.flushes.Add(1)
+	}
+	return err
+}
+
+// timed is a Completer that notes when its one request ends.
+type timed struct {
+	blockio.Completer
+	m     *meter
+	start time.Time
+}
+
+// Done implements blockio.Completer.
+func (t *timed) Done(tag uint64, err error) {
+	took(&t.m.writeTime, t.start, sampleEvery)
+	t.Completer.Done(tag, err)
+}
+
+// Failure says why an open volume is not served, "" if it is.
+func (s *Volumes) Failure(id uuid.UUID) string {
+	i, ok := s.Info(id)
+	if !ok {
+		return ""
+	}
+	return i.Failure
+}
