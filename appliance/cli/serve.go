@@ -236,6 +236,11 @@ func (e *env) startFailure(what string, err error) error {
 		f.Remedy = "put it back, or run: varve rebuild --data " + l.Data
 		return f
 	}
+	if l, ok := errors.AsType[*server.LevelError](err); ok {
+		f.Exit, f.Why = ExitConflict, fmt.Sprintf("it holds data of level %d, written by version %s, which this version does not know; nothing was touched", l.Level, l.Version)
+		f.Object, f.Remedy = l.Data, "run that version, or a later one"
+		return f
+	}
 	if errors.Is(err, syscall.EADDRINUSE) {
 		f.Exit, f.Why, f.Remedy = ExitConflict, err.Error(), "stop what listens there, or give another address with --nbd, --nfs or --https"
 		return f

@@ -4,6 +4,7 @@
 //	DATA/lock            held while a process has the directory; DATA/control.lock while one has the control unit (units.go)
 //	DATA/control/        raft log, snapshots, identity (package control/raft)
 //	DATA/log/ DATA/map/  the volume driver's log and block map
+//	DATA/level.json      the data level of what is here: a binary that does not know it opens nothing (level.go)
 //	DATA/lost.json       volumes whose log or map is gone and that no rebuild has settled yet (lost.go)
 //	DATA/ledger.json     how far the log was, for a rebuild to say what is lost with it
 //	DATA/history/        what was measured (package history)
@@ -113,6 +114,9 @@ type base struct {
 
 // openData makes and locks the data directory.
 func openData(cfg Config) (io.Closer, error) {
+	if err := checkLevel(cfg.Data); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
 		return nil, fmt.Errorf("make data directory: %w", err)
 	}
@@ -209,6 +213,7 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	}
 	b.pools = exports.NewPools(b.driver, b.openBackend, poolKeys, b.cache, named("vpool"))
 	b.pools.UseKEKs(func(pool uuid.UUID) ([]byte, error) { return vpool.KEKOf(b.secrets, pool) })
+	b.metrics.MustRegister(exports.NewS3Metrics(b.pools))
 	b.engine = exports.NewEngine(store, b.volumes)
 	b.remote = exports.NewRemote(b.engine, b.peers, b.raft.Sync, named("peers"))
 	b.shareSecrets()
@@ -315,7 +320,7 @@ func (b *base) nodeSpec(l *listeners) state.NodeSpec {
 		return ""
 	}
 	return state.NodeSpec{Name: node.HostName(), Role: state.RoleMaster, Peer: b.peer(address(l.node)), NBD: address(l.nbd), NFS: address(l.nfs),
-		HTTPS: address(l.https), Version: b.cfg.Version}
+		HTTPS: address(l.https), Version: b.cfg.Version, LevelMax: state.LevelMax}
 }
 
 // hostAddress is the address that others most likely reach this host by: that of the default route, else loopback.

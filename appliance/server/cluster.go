@@ -190,7 +190,7 @@ func Join(ctx context.Context, cfg Config, opt JoinOptions) (joined cluster.Join
 	}
 	return cluster.Join(ctx, opt.Token, cluster.JoinConfig{ControlDir: dir, TLSDir: tls, Hosts: pki.LocalHosts(),
 		KeepSecrets: func(bundle []byte) error { return secrets.Adopt(cfg.Data, bundle) },
-		Spec: state.NodeSpec{Name: node.HostName(), Peer: opt.Node, Version: cfg.Version}})
+		Spec:        state.NodeSpec{Name: node.HostName(), Peer: opt.Node, Version: cfg.Version, LevelMax: state.LevelMax}})
 }
 
 // NotEmptyError: a node that holds something cannot join another cluster.

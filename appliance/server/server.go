@@ -65,6 +65,9 @@ func Serve(ctx context.Context, cfg Config, ready func(Summary)) (err error) {
 	if err := a.open(ctx, true); err != nil {
 		return errors.Join(err, a.close())
 	}
+	if err := a.stampLevel(); err != nil {
+		return errors.Join(err, a.close())
+	}
 	if err := a.wire(ctx); err != nil {
 		return errors.Join(err, a.close())
 	}
@@ -157,6 +160,7 @@ func (a *appliance) run(ctx context.Context, ready func(Summary)) error {
 	core.Go(func() error { return named("history", a.figures.Run(coreCtx)) })
 	core.Go(func() error { return named("node port", a.runNetwork(coreCtx)) })
 	core.Go(func() error { return named("volume driver", a.untilBroken(coreCtx)) })
+	core.Go(func() error { return named("data level", a.followLevel(coreCtx)) })
 
 	outer, stopOuter := context.WithCancelCause(ctx)
 	defer stopOuter(nil)

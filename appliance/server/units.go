@@ -133,6 +133,9 @@ func Control(ctx context.Context, cfg Config, ready func()) error {
 	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
 		return fmt.Errorf("make data directory: %w", err)
 	}
+	if err := checkLevel(cfg.Data); err != nil {
+		return err
+	}
 	lock, err := lockControl(cfg)
 	if err != nil {
 		return err

@@ -11,7 +11,9 @@ type Cluster struct {
 	ID      uuid.UUID `json:"id"`
 	Format  int       `json:"format"`
 	Created Time      `json:"created"`
-	Rev     uint64    `json:"rev"`
+	// Level is the data level; see level.go.
+	Level int    `json:"level,omitempty"`
+	Rev   uint64 `json:"rev"`
 }
 
 // Secret is key material: it has no printed form, in JSON neither.

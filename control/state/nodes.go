@@ -31,6 +31,8 @@ type NodeSpec struct {
 	NFS     string `json:"nfs,omitempty"`
 	HTTPS   string `json:"https,omitempty"`
 	Version string `json:"version"`
+	// LevelMax is the newest data level that its binary knows.
+	LevelMax int `json:"level_max,omitempty"`
 }
 
 // Roles of nodes. A master votes in raft when it has a place; an extra never does.
@@ -131,6 +133,10 @@ func (s NodeSpec) check(object string) error {
 
 func (c *RegisterNode) apply(t *tx) (Result, error) {
 	n := &Node{ID: c.ID, NodeSpec: c.Spec, Joined: t.at, Seen: t.at, Rev: t.index}
+	if knows := max(c.Spec.LevelMax, LevelMin); knows < t.Level() {
+		return Result{}, &Error{Err: ErrConflict, Object: "node " + quote(c.Spec.Name), Detail: fmt.Sprintf("runs version %s, which knows data up to level %d; the cluster's is of level %d",
+			c.Spec.Version, knows, t.Level()), Remedy: "update it"}
+	}
 	if _, gone := first[Removed](&t.View, tRemoved, byID, c.ID[:]); gone {
 		return Result{}, &Error{Err: ErrConflict, Object: "node " + c.ID.String(), Detail: "was removed from the cluster",
 			Remedy: "join again with an empty data directory"}

@@ -41,6 +41,8 @@ var objects = []object{
 	sessionTable(43),
 	auditTable(44),
 	answerTable(45),
+	pmachineTable(50),
+	vmachineTable(51),
 }
 
 // object is what the store needs to know of a kind of object.
@@ -151,7 +153,7 @@ func fresh(object string, given, present uint64) error {
 
 func clusterTable(frame byte) object {
 	o := rowObject[Cluster](frame, tCluster, map[string]index{byID: always(func(*Cluster) []byte { return clusterKey })})
-	o.commands = []func() Command{command[InitCluster]}
+	o.commands = []func() Command{command[InitCluster], command[RaiseLevel]}
 	return o
 }
 
