@@ -51,6 +51,7 @@ type Pools struct {
 
 // pool is an open backend, as it is and as the driver uses it, with the credentials that it was given last.
 type pool struct {
+	name  string
 	store backend.Backend
 	used  backend.Backend // store, or store behind the read cache
 	keys  vpool.Keys
@@ -257,7 +258,7 @@ func (p *Pools) add(ctx context.Context, vp state.VPool) error {
 	used := p.cached.Wrap(vp.ID, vp.Backend, b)
 	p.mu.Lock()
 	delete(p.away, vp.ID)
-	p.pools[vp.ID] = pool{b, used, k}
+	p.pools[vp.ID] = pool{vp.Name, b, used, k}
 	p.mu.Unlock()
 	p.driver.AddPool(vp.ID, used)
 	return nil
