@@ -214,7 +214,6 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	b.pools = exports.NewPools(b.driver, b.openBackend, poolKeys, b.cache, named("vpool"))
 	b.pools.UseKEKs(func(pool uuid.UUID) ([]byte, error) { return vpool.KEKOf(b.secrets, pool) })
 	b.metrics.MustRegister(exports.NewS3Metrics(b.pools))
-	b.metrics.MustRegister(exports.NewS3Metrics(b.pools))
 	b.engine = exports.NewEngine(store, b.volumes)
 	b.remote = exports.NewRemote(b.engine, b.peers, b.raft.Sync, named("peers"))
 	b.shareSecrets()
