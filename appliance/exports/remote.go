@@ -241,6 +241,7 @@ func (r *Remote) answer() {
 	on("clone", func(ctx context.Context, c engineCall) (any, error) { return nothing(e.Clone(ctx, c.Volume)) })
 	on("template", func(ctx context.Context, c engineCall) (any, error) { return nothing(e.SetTemplate(ctx, c.Volume, c.On)) })
 	on("ledger", func(ctx context.Context, c engineCall) (any, error) { return e.Ledger(ctx, c.Volume) })
+	on("rewind-range", func(ctx context.Context, c engineCall) (any, error) { return e.RewindRange(ctx, c.Volume) })
 	on("wait", func(ctx context.Context, c engineCall) (any, error) { return nothing(e.WaitLevel(ctx, c.Volume, c.Text)) })
 }
 
@@ -445,6 +446,14 @@ func (r *Remote) Ledger(ctx context.Context, vol state.Volume) (out vdisk.Ledger
 		return out, r.ask(ctx, node, "ledger", engineCall{Volume: vol}, &out, false)
 	}
 	return r.Engine.Ledger(ctx, vol)
+}
+
+// RewindRange implements vdisk.SnapshotEngine. Flatten and Rewind themselves are tasks of the owner.
+func (r *Remote) RewindRange(ctx context.Context, vol state.Volume) (out vdisk.RewindRange, err error) {
+	if node, away := r.away(vol); away {
+		return out, r.ask(ctx, node, "rewind-range", engineCall{Volume: vol}, &out, false)
+	}
+	return r.Engine.RewindRange(ctx, vol)
 }
 
 // WaitLevel implements vdisk.SnapshotEngine.
