@@ -325,6 +325,15 @@ func (r DiskReport) use(ctx context.Context, cfg Config, d Disk) (DiskReport, er
 
 // complete sees that what is below root is a data disk, marks it, and leaves it a copy of the settings.
 func complete(cfg Config, root string, d Disk) error {
+	if resetAsked(cfg.Paths) {
+		cfg.Log.Warn("factory reset: the data disk is emptied", "device", d.Name)
+		if err := erase(root); err != nil {
+			return err
+		}
+		if err := resetDone(cfg.Paths); err != nil {
+			return err
+		}
+	}
 	var m mark
 	err := readJSON(filepath.Join(root, markFile), &m)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -21,6 +21,8 @@
 //	                               with an old data disk gets them back before anything is read from the sources
 //	STATE/pending.json             secrets that are used once: admin_password, join_token. Gone when they have been used
 //	STATE/disk.json                that formatting of a data disk was begun (datadisk.go)
+//	STATE/reset                    a factory reset was asked for: settings go at the next boot, then everything on the data disk; the
+//	                               file goes last, so that a reset that power cuts short goes on
 //	RUN/firstboot.json             what this boot found, for the screen
 //
 // Everything that is rendered from settings lies below /run and is made again at every boot, so that the root can be read-only
@@ -61,14 +63,16 @@ type Paths struct {
 	Credentials []string
 }
 
-// SystemPaths are those of the appliance's image.
+// SystemPaths are those of the appliance's image; below VARVE_ROOT, if that is set, for a trial on another machine.
 func SystemPaths(getenv func(string) string) Paths {
-	p := Paths{State: "/state/varve", Data: "/var/lib/varve", Run: "/run/varve", Network: "/run/systemd/network",
-		Chrony: "/run/chrony-sources", Sys: "/sys", Dev: "/dev"}
+	root := getenv("VARVE_ROOT")
+	at := func(p string) string { return filepath.Join("/", root, p) }
+	p := Paths{State: at("state/varve"), Data: at("var/lib/varve"), Run: at("run/varve"), Network: at("run/systemd/network"),
+		Chrony: at("run/chrony-sources"), Sys: at("sys"), Dev: at("dev")}
 	if dir := getenv("CREDENTIALS_DIRECTORY"); dir != "" {
 		p.Credentials = append(p.Credentials, dir)
 	}
-	p.Credentials = append(p.Credentials, "/run/credentials/@system")
+	p.Credentials = append(p.Credentials, at("run/credentials/@system"))
 	return p
 }
 
@@ -128,8 +132,13 @@ func Boot(ctx context.Context, cfg Config) (Report, error) {
 	if err := durable.MakeDir(cfg.Paths.State); err != nil {
 		return r, err
 	}
+	if resetAsked(cfg.Paths) {
+		if err := forget(cfg.Paths); err != nil {
+			problem("factory reset", err)
+		}
+	}
 	kept, err := keptSettings(cfg.Paths.State)
-	if err == nil && kept == nil {
+	if err == nil && kept == nil && !resetAsked(cfg.Paths) {
 		kept, err = settingsOfDataDisk(ctx, cfg)
 	}
 	readable := err == nil

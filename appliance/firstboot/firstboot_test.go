@@ -689,3 +689,42 @@ func safe(t *testing.T, got map[string]string) {
 		}
 	}
 }
+
+func TestFactoryReset(t *testing.T) {
+	needXFS(t)
+	m := newMachine(t)
+	m.write("cred/varve.hostname", "store")
+	if _, err := Boot(t.Context(), m.config()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Change(t.Context(), m.config(), map[string]string{Hostname: "by-hand"}); err != nil {
+		t.Fatal(err)
+	}
+	m.disk("vdb")
+	m.want(DataReady, "vdb")
+	m.write("contents/vdb/secrets.key", "x")
+	m.write("contents/vdb/control/node.json", "x")
+	m.write("contents/vdb/backend/default/v/1", "x")
+	if err := AskReset(m.config().Paths); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Boot(t.Context(), m.config()); err != nil || m.hostname != "store" {
+		t.Fatal(err, m.hostname)
+	}
+	if r := m.want(DataReady, "vdb"); r.Formatted {
+		t.Error("formatted")
+	}
+	left, err := os.ReadDir(filepath.Join(m.dir, "contents/vdb"))
+	var names []string
+	for _, e := range left {
+		names = append(names, e.Name())
+	}
+	if diff := cmp.Diff([]string{keptDir, markFile}, names); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	m.write("contents/vdb/control/node.json", "x")
+	m.want(DataReady, "vdb")
+	if m.read("contents/vdb/control/node.json") != "x" {
+		t.Error("reset twice")
+	}
+}

@@ -23,6 +23,9 @@ type NIC struct {
 	Type string `json:"driver,omitempty"`
 }
 
+// NICs are the network cards of the machine.
+func NICs(p Paths) ([]NIC, error) { return listNICs(p.Sys) }
+
 // listNICs gives the cards in the order of their slots, which is that of the kernel's names.
 func listNICs(sys string) ([]NIC, error) {
 	dir := filepath.Join(sys, "class/net")

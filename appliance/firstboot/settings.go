@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -294,18 +293,6 @@ func Ask(p Paths, name, text string) error {
 	}
 	have.Secrets[name] = v
 	return have.save(p)
-}
-
-// Forget takes all settings away, on both disks: a factory reset.
-func Forget(p Paths) error {
-	var errs []error
-	for _, path := range []string{filepath.Join(p.State, settingsFile), filepath.Join(p.State, pendingFile), filepath.Join(p.State, diskFile),
-		filepath.Join(p.Data, keptDir, settingsFile)} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }
 
 const dhcp = "dhcp"

@@ -219,7 +219,10 @@ func (m *Model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		}
 		m.mode, m.until = trying, m.now().Add(tryFor)
 	case linesMsg:
-		m.mode, m.title, m.lines, m.top = pager, msg.title, msg.lines, 0
+		m.mode, m.title, m.lines, m.top = pager, msg.title, nil, 0
+		for _, l := range msg.lines { // logs hold what clients sent
+			m.lines = append(m.lines, ascii(l))
+		}
 		if msg.title == titleLogs { // the newest is what one looks for
 			m.top = max(0, len(m.lines)-pageLines)
 		}
