@@ -301,6 +301,9 @@ func links() []Link {
 				l.Addresses = append(l.Addresses, a.String())
 			}
 		}
+		if _, err := os.Stat(filepath.Join("/sys/class/net", i.Name, "device")); err != nil && len(l.Addresses) == 0 {
+			continue // the kernel's own
+		}
 		if l.State == "up" && len(l.Addresses) == 0 {
 			l.State = "no address"
 		}
@@ -477,15 +480,14 @@ func (s *System) TestNetwork(ctx context.Context) []string {
 		if l.State != "up" {
 			err = errors.New(l.State)
 		}
-		say(fmt.Sprintf("card %s %s", l.Name, strings.Join(l.Addresses, " ")), err)
+		say(strings.TrimSpace("card "+l.Name+" "+strings.Join(l.Addresses, " ")), err)
 	}
 	gateways, err := gateways()
 	if err != nil || len(gateways) == 0 {
 		say("default gateway", errors.Join(err, errors.New("there is none")))
 	}
 	for _, g := range gateways {
-		_, err := s.cfg.Host.Run(ctx, "ping", "-c", "2", "-W", "2", "-q", g)
-		say("gateway "+g+" answers", err)
+		say("gateway "+g+" answers", neighbour(ctx, g))
 	}
 	set, err := firstboot.Current(s.cfg.Paths)
 	if err != nil {
@@ -518,6 +520,38 @@ func (s *System) TestNetwork(ctx context.Context) []string {
 		say("the other appliances", err)
 	}
 	return out
+}
+
+// neighbour has the kernel find a host of this network by its address.
+func neighbour(ctx context.Context, ip string) error {
+	d := net.Dialer{Timeout: time.Second}
+	conn, err := d.DialContext(ctx, "udp", net.JoinHostPort(ip, "9"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte{0}); err != nil {
+		return err
+	}
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for range 15 {
+		b, err := os.ReadFile("/proc/net/arp")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) > 3 && f[0] == ip && f[2] != "0x0" {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return errors.New("no answer")
 }
 
 // gateways reads the IPv4 default routes.

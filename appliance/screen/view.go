@@ -29,7 +29,7 @@ func (m *Model) Lines() []string {
 	keys := "any key: back"
 	switch m.mode {
 	case home:
-		body, keys = m.homeLines(), "c network n test d doctor l logs j join b disk p admin s ssh u update r power f reset"
+		body, keys = m.homeLines(), "c network   n test of it   d doctor   l logs   j join a cluster   b data disk\n p password   s ssh   u update   r restart, off   f factory reset"
 	case form:
 		body, keys = m.formLines(), "up/down: field   F10 or ctrl+T: try for a minute   esc: leave"
 	case trying:
@@ -46,17 +46,22 @@ func (m *Model) Lines() []string {
 	case message:
 		body = append([]string{""}, m.noteLines()...)
 	}
-	out := []string{m.header()}
+	out, foot := []string{m.header()}, strings.Split(keys, "\n")
+	room := Height - 1 - len(foot)
 	for _, l := range body {
-		if len(out) == Height-2 {
+		if len(out) == room {
 			break
 		}
 		out = append(out, fit(l))
 	}
-	for len(out) < Height-2 {
+	for len(out) < room {
 		out = append(out, "")
 	}
-	return append(out, strings.Repeat("-", Width-1), fit(" "+keys))
+	out = append(out, strings.Repeat("-", Width-1))
+	for _, k := range foot {
+		out = append(out, fit(" "+k))
+	}
+	return out
 }
 
 func (m *Model) header() string {
@@ -196,7 +201,7 @@ func (m *Model) homeLines() []string {
 		row("Component", ascii(f.Component))
 	}
 	for _, p := range f.Problems {
-		left := Height - 3 - len(out)
+		left := Height - 4 - len(out)
 		if left < 2 {
 			break
 		}
