@@ -2,9 +2,10 @@
 import { Bullseye, Button, EmptyState, EmptyStateActions, EmptyStateBody, EmptyStateFooter, Spinner } from '@patternfly/react-core';
 import { DisconnectedIcon } from '@patternfly/react-icons';
 import { Suspense, lazy, useEffect } from 'react';
-import { Route, Routes } from 'react-router';
+import { Navigate, Route, Routes, useLocation } from 'react-router';
 import { followChanges } from '../api/live';
-import { useSession } from '../api/session';
+import { useCall } from '../api/query';
+import { useMay, useSession } from '../api/session';
 import { t } from '../strings';
 import { Frame } from './Frame';
 import { SignInAgain, SignInPage } from './SignIn';
@@ -44,6 +45,7 @@ export function Console() {
   }
   return (
     <>
+      <Unfinished />
       <Routes>
         <Route path="/first-run" element={<Suspense fallback={<Waiting />}><FirstRun /></Suspense>} />
         <Route element={<Frame />}>
@@ -56,6 +58,18 @@ export function Console() {
       {ended && <SignInAgain />}
     </>
   );
+}
+
+/** Goes on with a first run that was broken off, once, at the console's first page. Whoever may not finish it is not sent there. */
+function Unfinished() {
+  const may = useMay();
+  const { pathname } = useLocation();
+  const first = pathname === '/' && !sessionStorage.getItem('varve.first-run');
+  const saved = useCall('listConfig', { query: { filter: 'key="console.first-run"' } }, { enabled: first && may('setConfig') });
+  const value = saved.data?.items[0]?.value;
+  if (!first || value === undefined || value === 'done') return null;
+  sessionStorage.setItem('varve.first-run', 'seen');
+  return <Navigate to="/first-run" replace />;
 }
 
 function Waiting() {

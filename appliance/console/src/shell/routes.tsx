@@ -38,6 +38,13 @@ export const sections: Section[] = [
     ],
   },
   ...operating,
+  {
+    title: '',
+    routes: [
+      { path: '/account', element: page(() => import('../pages/Account')) },
+      { path: '/about', element: page(() => import('../pages/About')) },
+    ],
+  },
 ];
 
 /** All routes, for the router and for tests. */

@@ -1,0 +1,1 @@
+export const events = { title: 'Events', filter: 'Filter by type', at: 'Time', type: 'What happened', data: 'Details', empty: 'Nothing has happened yet', emptyBody: 'What happens to this object is listed here.' };

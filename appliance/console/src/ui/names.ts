@@ -1,0 +1,4 @@
+// Addresses of objects in the console.
+export const vdiskPath = (name: string) => `/vdisks/${encodeURIComponent(name)}`;
+export const vpoolPath = (name: string) => `/vpools/${encodeURIComponent(name)}`;
+export const nodePath = (name: string) => `/nodes/${encodeURIComponent(name)}`;
