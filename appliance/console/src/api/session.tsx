@@ -20,6 +20,9 @@ export interface SessionValue {
   reload: () => Promise<void>;
 }
 
+/** Says that this browser may have a session, whose cookie scripts do not see: otherwise none is asked for. */
+export const signedInKey = 'varve.signed-in';
+
 const Context = createContext<SessionValue | undefined>(undefined);
 
 export function useSession(): SessionValue {
@@ -45,6 +48,7 @@ export function SessionProvider({ children }: { children: ReactNode }) {
     setCSRF(s.csrf);
     const self = await call('getSelf');
     setOperations(new Set(self.operations));
+    localStorage.setItem(signedInKey, '1');
     setSession(s);
     setEnded(false);
     setState('in');
@@ -59,8 +63,10 @@ export function SessionProvider({ children }: { children: ReactNode }) {
       return;
     }
     try {
+      if (!localStorage.getItem(signedInKey)) throw new Error('nobody has signed in here');
       await opened(await call('getSession'));
     } catch {
+      localStorage.removeItem(signedInKey);
       const now = await call('getSetup').catch(() => undefined);
       setState(now === undefined ? 'unreachable' : now.needed ? 'setup' : 'out');
     }
@@ -72,6 +78,7 @@ export function SessionProvider({ children }: { children: ReactNode }) {
   const signOut = useCallback(async () => {
     await call('signOut').catch(() => undefined);
     setCSRF('');
+    localStorage.removeItem(signedInKey);
     queryClient.clear();
     setSession(undefined);
     setEnded(false);

@@ -3,7 +3,7 @@ import { Button, Card, CardBody, CardTitle, Content, Form, Modal, ModalBody, Mod
 import { useEffect, useState } from 'react';
 import type { FormEvent } from 'react';
 import { call, problemOf } from '../api/call';
-import { useSession } from '../api/session';
+import { signedInKey, useSession } from '../api/session';
 import { t } from '../strings';
 import { TextField } from '../ui/fields';
 import { ProblemAlert } from '../ui/Problem';
@@ -41,7 +41,7 @@ export function SignInForm({ name: known }: { name?: string }) {
         disabled={codeWanted} />
       {codeWanted && <TextField label={s.code} name="code" value={code} onChange={setCode} autoComplete="one-time-code" required autoFocus mono />}
       <Button type="submit" isBlock isLoading={busy} isDisabled={busy || !name || !password || (codeWanted && !code)}>{s.button}</Button>
-      {setup?.oidc && <Button component="a" href="/api/internal/oidc/login" variant="secondary" isBlock>{s.oidc}</Button>}
+      {setup?.oidc && <Button component="a" href="/api/internal/oidc/login" variant="secondary" isBlock onClick={() => localStorage.setItem(signedInKey, '1')}>{s.oidc}</Button>}
     </Form>
   );
 }

@@ -1,6 +1,7 @@
 // A state is an icon, a word and a colour, never a colour alone.
 import { Label, Tooltip } from '@patternfly/react-core';
 import type { LabelProps } from '@patternfly/react-core';
+import { t } from '../strings';
 import { bytes, bytesDecimal, ago, time, utc } from './format';
 
 const colours: Record<string, LabelProps['status']> = {
@@ -13,7 +14,7 @@ const colours: Record<string, LabelProps['status']> = {
 /** A state with its word; the word may be given another text. */
 export function State({ value, text }: { value: string; text?: string }) {
   const status = colours[value.toLowerCase()];
-  const word = text ?? value.charAt(0).toUpperCase() + value.slice(1);
+  const word = text ?? t.states[value] ?? value.charAt(0).toUpperCase() + value.slice(1);
   return status ? <Label isCompact status={status}>{word}</Label> : <Label isCompact variant="outline">{word}</Label>;
 }
 

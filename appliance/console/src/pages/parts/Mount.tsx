@@ -1,47 +1,27 @@
-// How a host mounts a vPool, and the proof from this end that it did.
+// How a host mounts a vPool, as the appliance says, and the proof from both ends that it did.
 import { Alert, Button, ClipboardCopy, ClipboardCopyVariant, Content, Form, List, ListItem } from '@patternfly/react-core';
-import { CheckCircleIcon, InProgressIcon } from '@patternfly/react-icons';
+import { CheckCircleIcon, ExclamationCircleIcon } from '@patternfly/react-icons';
 import { useState } from 'react';
+import { call } from '../../api/call';
+import type { Answer } from '../../api/call';
 import { useCall } from '../../api/query';
+import { useMay } from '../../api/session';
 import { operate } from '../../strings/operate';
 import { SelectField, TextField } from '../../ui/fields';
+import { duration } from '../../ui/format';
+import { Loaded } from '../../ui/Page';
+import { ProblemAlert } from '../../ui/Problem';
 
 const s = operate.mount;
-
-/** The exact lines that make a hypervisor use a vPool. */
-export function mountCommand(target: string, server: string, pool: string, port: string): string {
-  const other = port !== '2049';
-  const ports = other ? `,port=${port},mountport=${port},mountproto=tcp` : '';
-  switch (target) {
-    case 'esxi': return `esxcli storage nfs add --host=${server} --share=/${pool} --volume-name=${pool}\nesxcli storage nfs list`;
-    case 'vcenter': return `govc datastore.create -type nfs -name ${pool} -remote-host ${server} -remote-path /${pool} CLUSTER`;
-    case 'powercli': return `Get-VMHost | ForEach-Object { New-Datastore -Nfs -VMHost $_ -NfsHost ${server} -Path /${pool} -Name ${pool} }`;
-    case 'pve': return `pvesm add nfs ${pool} --server ${server} --export /${pool} --content images --options vers=3,hard,proto=tcp`;
-    case 'libvirt': return `<pool type='netfs'>\n  <name>${pool}</name>\n  <source>\n    <host name='${server}'/>\n    <dir path='/${pool}'/>\n    <format type='nfs'/>\n    <protocol ver='3'/>\n  </source>\n  <target><path>/var/lib/libvirt/images/${pool}</path></target>\n</pool>`;
-    case 'xcp': return `xe sr-create type=nfs shared=true content-type=user name-label=${pool} device-config:server=${server} device-config:serverpath=/${pool} device-config:nfsversion=3`;
-    case 'qemu': return `qemu-system-x86_64 -blockdev driver=nbd,node-name=d0,server.type=inet,server.host=${server},server.port=10809,export=${pool}/DISK -device virtio-blk-pci,drive=d0`;
-    case 'k8s': return `apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: ${pool}}\nprovisioner: nfs.csi.k8s.io\nparameters: {server: ${server}, share: /${pool}}\nmountOptions: [nfsvers=3, hard, nolock]`;
-  }
-  return `mount -t nfs -o vers=3,nolock,hard,proto=tcp,noatime${ports} ${server}:/${pool} /mnt/${pool}`;
-}
+const waitSeconds = 120;
 
 export function Mount({ vpool }: { vpool: string }) {
   const [target, setTarget] = useState('esxi');
-  const [server, setServer] = useState(location.hostname);
-  const [opened] = useState(() => Date.now());
-  const pool = useCall('getVPool', { path: { vpool } });
-  const status = useCall('getStatus', {}, { every: 3_000 });
-  const files = useCall('listEvents', { query: { topic: 'file', limit: 20 } }, { every: 3_000 });
-  const nfs = status.data?.services.find((x) => x.name === 'nfs');
-  const port = nfs?.address.split(':').pop() ?? '2049';
-  const made = (files.data?.items ?? []).find((e) => {
-    const data = (e.data ?? {}) as { vpool?: string; name?: string; path?: string };
-    return new Date(e.at).getTime() >= opened && (data.vpool === undefined || data.vpool === vpool || data.vpool === pool.data?.id);
-  });
-  const text = mountCommand(target, server, vpool, port);
-  const download = () => {
+  const [address, setAddress] = useState(location.hostname);
+  const help = useCall('getMountHelp', { path: { vpool }, query: { for: target, address } }, { keep: true });
+  const download = (text: string) => {
     const a = document.createElement('a');
-    a.href = URL.createObjectURL(new Blob([`${text}\n`], { type: 'text/plain' }));
+    a.href = URL.createObjectURL(new Blob([text], { type: 'text/plain' }));
     a.download = `mount-${vpool}-${target}.txt`;
     a.click();
     setTimeout(() => URL.revokeObjectURL(a.href), 10_000);
@@ -51,22 +31,66 @@ export function Mount({ vpool }: { vpool: string }) {
       <Content component="p">{s.lead}</Content>
       <Form isWidthLimited>
         <SelectField label={s.target} name="target" value={target} onChange={setTarget} options={Object.entries(s.targets)} />
-        <TextField label={s.server} name="server" value={server} onChange={setServer} mono help={s.serverHelp} />
+        <TextField label={s.server} name="address" value={address} onChange={setAddress} mono help={s.serverHelp} />
       </Form>
-      <ClipboardCopy isCode isReadOnly isExpanded={text.includes('\n')} hoverTip={s.copy} clickTip={s.copied} textAriaLabel={s.targets[target]}
-        variant={text.includes('\n') ? ClipboardCopyVariant.expansion : ClipboardCopyVariant.inline}>{text}</ClipboardCopy>
-      <div><Button variant="link" isInline onClick={download}>{s.download}</Button></div>
-      <List>{(s.notes[target] ?? []).map((n) => <ListItem key={n}>{n.replace('NAME', vpool)}</ListItem>)}
-        {['esxi', 'vcenter', 'powercli'].includes(target) && <ListItem>{s.unverified}</ListItem>}
-        <ListItem>{s.allowed}: {pool.data?.clients.join(', ')}</ListItem>
-      </List>
-      <Alert isInline variant={made ? 'success' : 'info'} title={s.proof} component="h2">
-        <Content component="p">{s.proofLead}</Content>
-        <div role="status">
-          <p>{(nfs?.connections ?? 0) > 0 ? <CheckCircleIcon /> : <InProgressIcon />} {(nfs?.connections ?? 0) > 0 ? s.connected : s.notConnected}</p>
-          <p>{made ? <CheckCircleIcon /> : <InProgressIcon />} {made ? s.written(String((made.data as { name?: string; path?: string } | undefined)?.path ?? (made.data as { name?: string } | undefined)?.name ?? made.key ?? '')) : s.notWritten}</p>
-        </div>
-      </Alert>
+      <Loaded query={help}>
+        {(h) => (
+          <>
+            {(h.problems ?? []).map((p) => <Alert key={p} isInline variant="warning" title={p} component="h3" />)}
+            {h.steps.map((x) => (
+              <div key={x.title}>
+                <Content component="p">{x.title} {x.where && <span className="varve-dim">{x.where}</span>}</Content>
+                <ClipboardCopy isCode isReadOnly hoverTip={s.copy} clickTip={s.copied} textAriaLabel={x.title} toggleAriaLabel={x.title} isExpanded={x.command.includes('\n')}
+                  variant={x.command.includes('\n') ? ClipboardCopyVariant.expansion : ClipboardCopyVariant.inline}>{x.command}</ClipboardCopy>
+              </div>
+            ))}
+            <div><Button variant="link" isInline onClick={() => download(h.script)}>{s.download}</Button></div>
+            <List>{h.notes.map((n) => <ListItem key={n}>{n}</ListItem>)}</List>
+          </>
+        )}
+      </Loaded>
+      <Proof vpool={vpool} />
     </div>
+  );
+}
+
+/** Has the appliance mount the vPool itself, and then wait for a host that mounts it and writes. */
+function Proof({ vpool }: { vpool: string }) {
+  const may = useMay();
+  const [host, setHost] = useState('');
+  const [busy, setBusy] = useState(false);
+  const [result, setResult] = useState<Answer<'testMount'>>();
+  const [error, setError] = useState<unknown>();
+  const test = () => {
+    setBusy(true);
+    setResult(undefined);
+    setError(undefined);
+    call('testMount', { path: { vpool }, body: host ? { host, seconds: waitSeconds } : {} }).then(setResult, setError).finally(() => setBusy(false));
+  };
+  if (!may('testMount')) return null;
+  return (
+    <section className="varve-stack" aria-label={s.proof}>
+      <Content component="h3">{s.proof}</Content>
+      <Content component="p">{s.proofLead}</Content>
+      <Form isWidthLimited onSubmit={(e) => { e.preventDefault(); test(); }}>
+        <TextField label={s.host} name="host" value={host} onChange={setHost} mono help={s.hostHelp} />
+        <div className="varve-row">
+          <Button type="submit" variant="secondary" isLoading={busy} isDisabled={busy}>{s.test}</Button>
+          {busy && host && <span role="status">{s.waiting(duration(waitSeconds))}</span>}
+        </div>
+      </Form>
+      {error !== undefined && <ProblemAlert error={error} focus />}
+      {result && (
+        <Alert isInline isLiveRegion variant={result.ok ? 'success' : 'danger'} title={result.ok ? s.good : s.bad} component="h3">
+          <List isPlain>
+            {result.checks.map((c) => (
+              <ListItem key={c.name} icon={c.ok ? <CheckCircleIcon /> : <ExclamationCircleIcon />}>
+                {c.name}: {c.detail} <span className="varve-dim">{duration(c.ms / 1000)}</span> {c.remedy && <strong>{c.remedy}</strong>}
+              </ListItem>
+            ))}
+          </List>
+        </Alert>
+      )}
+    </section>
   );
 }
