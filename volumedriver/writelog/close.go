@@ -28,6 +28,7 @@ func (l *Log) Close() error {
 	close(l.stop)
 	l.smu.Lock()
 	l.stopped = true
+	l.gather.stop()
 	l.work.Broadcast()
 	l.smu.Unlock()
 	l.wg.Wait()

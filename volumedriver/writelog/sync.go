@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"time"
 
 	"varve/volumedriver/blockio"
 )
@@ -29,7 +30,7 @@ func (l *Log) publish(b *batch) error {
 	}
 	if len(l.pending) > 0 || l.unsynced >= syncBehindBytes {
 		l.want = b.number
-		if l.purpose != kickedSync {
+		if l.purpose != kickedSync && !l.syncing && !l.gatherLocked() {
 			l.work.Signal()
 		}
 	}
@@ -55,7 +56,7 @@ func (l *Log) runSyncer() {
 	l.smu.Lock()
 	defer l.smu.Unlock()
 	for {
-		for !l.stopped && (l.syncing || l.want <= l.durable.Load() || l.Err() != nil) {
+		for !l.stopped && (l.syncing || l.want <= l.durable.Load() || l.Err() != nil || l.gatherLocked()) {
 			l.work.Wait()
 		}
 		if l.stopped {
@@ -70,8 +71,11 @@ func (l *Log) runSyncer() {
 func (l *Log) syncLocked(s *segment, upto uint64) {
 	l.syncing = true
 	l.unsynced = 0
+	l.gather.end(len(l.pending))
 	l.smu.Unlock()
+	began := time.Now()
 	err := s.file.Datasync()
+	took := time.Since(began)
 	l.syncs.Add(1)
 	if err != nil {
 		l.fence(fmt.Errorf("sync log segment %s: %w", s.path, err))
@@ -83,10 +87,11 @@ func (l *Log) syncLocked(s *segment, upto uint64) {
 		return
 	}
 	l.durable.Store(upto)
-	if l.want > upto {
+	l.gather.synced(len(l.pending), took)
+	due := l.takeDueLocked(upto)
+	if l.want > upto && !l.gatherLocked() {
 		l.work.Signal()
 	}
-	due := l.takeDueLocked(upto)
 	if len(due) == 0 {
 		return
 	}
@@ -216,7 +221,9 @@ func (l *Log) SyncAsync(upto uint64, done blockio.Completer, tag uint64) (comple
 	l.pending = append(l.pending, waiter{batch: upto, done: done, tag: tag, sync: true})
 	if upto <= l.written.Load() {
 		l.want = max(l.want, upto)
-		l.work.Signal()
+		if !l.syncing && !l.gatherLocked() { // the end of a sync looks again
+			l.work.Signal()
+		}
 	}
 	return false
 }

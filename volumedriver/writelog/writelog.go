@@ -41,6 +41,7 @@
 //	             if in a free slot: seal the old segment with an empty batch, sync it, write the new header, sync that
 //	             one pwritev; Sink.Logged for each record; publish Written; Done for those who do not wait for a sync
 //	syncer     if someone waits: fdatasync, publish Durable, Done for all waiters up to it; appends and commits go on meanwhile
+//	           before it begins it may wait a moment for requests that are about to come (gather.go)
 //	KickSync   Kick, then what the syncer would do, on the same goroutine
 //	KickAhead  Kick; the device begins with the batch before anybody asks for a sync
 //
@@ -270,6 +271,7 @@ type Log struct {
 	want     uint64   // a batch that someone waits for
 	pending  []waiter
 	spareBuf []waiter
+	gather   gather
 	stopped  bool
 	moved    sync.Cond // written, durable or syncing changed
 	asleep   int       // on moved
