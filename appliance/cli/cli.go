@@ -120,6 +120,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not allowed, 6
 	root.AddCommand(e.snapshotCommands()...)
 	root.AddCommand(e.automationCommands()...)
 	root.AddCommand(e.estateCommands()...)
+	root.AddCommand(e.machineCommands()...)
 	strict(root)
 	return root
 }

@@ -138,7 +138,8 @@ func (m *automation) run(ctx context.Context, g *errgroup.Group, a *appliance) {
 		return named("leader's duties", leader.Run(ctx, a.raft, a.logOf("leader"),
 			leader.Duty{Name: "tasks", Run: m.broker.Run},
 			leader.Duty{Name: "schedules", Run: m.schedules.Run},
-			leader.Duty{Name: "event sinks", Run: m.sinks.Run}))
+			leader.Duty{Name: "event sinks", Run: m.sinks.Run},
+			leader.Duty{Name: "hypervisors", Run: a.pmachines.Run}))
 	})
 	if m.shared != nil {
 		g.Go(func() error {

@@ -21,6 +21,8 @@ import (
 	"varve/control/api"
 	v1 "varve/control/api/customer"
 	"varve/control/auth"
+	"varve/control/pmachine"
+	"varve/control/vmachine"
 	"varve/gateway/nbd"
 	"varve/gateway/nfs"
 )
@@ -86,6 +88,8 @@ type appliance struct {
 	api        *api.Server
 	auth       *auth.Authenticator
 	automation *automation
+	vmachines  *vmachine.Controller
+	pmachines  *pmachine.Controller
 	figures    *history.Store
 	sightings  sightings
 	ready      atomic.Bool
@@ -126,7 +130,10 @@ func (a *appliance) wire(ctx context.Context) error {
 	a.nfs = nfs.New(nfs.Config{Namespace: exports.NewNFS(a.raft, store, a.volumes, a.pools, nfsLog).WithSnapshots(), Verifier: a.driver.Verifier,
 		Log: nfsLog, Observe: observed.observe})
 	a.auth = auth.New(auth.Config{Raft: a.raft, Store: store, Vault: a.secrets, Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "auth"))})
-	if err := a.newAutomation(a.vdisks.TaskTypes()...); err != nil {
+	a.pmachines = pmachine.New(pmachine.Config{Raft: a.raft, Store: store, Vault: a.secrets, Machines: knownDisks{a}, Address: mounts{a}.Address, Log: a.logOf("pmachine")})
+	a.vmachines = vmachine.New(vmachine.Config{Raft: a.raft, Store: store, Disks: a.vdisks, Files: a.engine, Node: a.raft.ID(), Power: a.pmachines.Power,
+		Emit: a.events.Emit, Log: a.logOf("vmachine")})
+	if err := a.newAutomation(append(a.vdisks.TaskTypes(), a.vmachines.TaskTypes()...)...); err != nil {
 		return err
 	}
 	if err := a.openHistory(); err != nil {
@@ -140,7 +147,7 @@ func (a *appliance) wire(ctx context.Context) error {
 	}
 	a.api, err = api.New(api.Config{Raft: a.raft, Auth: a.auth, VPools: a.vpools, VDisks: a.vdisks, Nodes: a.nodes, Store: store,
 		Tasks: auto.broker, Types: auto.types, Schedules: auto.schedules, Sinks: auto.sinks, Status: a.status, Ready: a.notReady,
-		Appliance: estate{a}, Sync: a.raft.Sync,
+		Appliance: estate{a}, Sync: a.raft.Sync, VMachines: a.vmachines, PMachines: a.pmachines, Mounts: mounts{a},
 		Metrics: promhttp.HandlerFor(a.metrics, promhttp.HandlerOpts{}), Console: web, Version: a.cfg.Version,
 		Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "api"))})
 	return err
@@ -239,6 +246,7 @@ func (a *appliance) serve(ctx context.Context, g *errgroup.Group) {
 		g.Go(func() error { return named("portmapper", a.nfs.RunPortmap(ctx, a.cfg.Portmap)) })
 	}
 	g.Go(func() error { return named("vDisk controller", a.vdisks.Run(ctx)) })
+	g.Go(func() error { return named("vMachine controller", a.vmachines.Run(ctx)) })
 	a.automation.run(ctx, g, a)
 	g.Go(func() error { return named("API", a.api.Serve(ctx, a.doors.apiSocket, nil)) })
 	if a.node != nil {

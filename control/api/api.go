@@ -44,9 +44,11 @@ import (
 	"varve/control/events"
 	"varve/control/jobs"
 	"varve/control/node"
+	"varve/control/pmachine"
 	"varve/control/schedule"
 	"varve/control/state"
 	"varve/control/vdisk"
+	"varve/control/vmachine"
 	"varve/control/vpool"
 )
 
@@ -78,6 +80,10 @@ type Config struct {
 	Types     jobs.Types
 	Schedules *schedule.Dispatcher
 	Sinks     *events.Sinks
+	// VMachines, PMachines and Mounts may be missing: then the operations about them are, too.
+	VMachines *vmachine.Controller
+	PMachines *pmachine.Controller
+	Mounts    Mounts
 	// Appliance tells of nodes, disks, backends and what they measure; nil: the operations about those are unavailable.
 	Appliance Appliance
 	// Sync returns when this node's state has everything that was acknowledged anywhere before the call; nil where it always has.

@@ -174,6 +174,12 @@ func (s *Server) lacks(o operation) bool {
 		return s.cfg.Tasks == nil
 	case "schedule":
 		return s.cfg.Schedules == nil
+	case "vmachine":
+		return s.cfg.VMachines == nil || s.cfg.Tasks == nil
+	case "pmachine":
+		return s.cfg.PMachines == nil
+	case "mount":
+		return s.cfg.Mounts == nil
 	}
 	return slices.Contains([]string{"createFromTemplate", "flattenVDisk", "rewindVDisk", "promoteVDisk"}, o.ID) && s.cfg.Tasks == nil || strings.HasSuffix(o.ID, "Sink") && s.cfg.Sinks == nil ||
 		o.ID == "listSinks" && s.cfg.Sinks == nil

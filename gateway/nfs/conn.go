@@ -27,14 +27,16 @@ type conn struct {
 	stopping atomic.Bool
 
 	// Of the reader alone.
-	in       rpc.Records
-	table    *exportTable
-	now      time.Time
-	deadline time.Time
-	began    time.Time   // of the record that is not whole yet
-	replies  []byte      // of this burst
-	touched  []*openFile // to be kicked at the end of the burst
-	request  request     // the call at hand
+	in        rpc.Records
+	table     *exportTable
+	now       time.Time
+	deadline  time.Time
+	began     time.Time   // of the record that is not whole yet
+	replies   []byte      // of this burst
+	touched   []*openFile // to be kicked at the end of the burst
+	request   request     // the call at hand
+	contact   *contact    // of contactOf, what was written to last
+	contactOf uint64
 
 	// Calls in flight. mu is taken inside Done, so nothing is called with it held.
 	mu       sync.Mutex

@@ -294,6 +294,9 @@ func (c *conn) writeFile(ctx context.Context, q *request, b []byte) ([]byte, out
 		started: q.now,
 	}
 	if s == StatusOK && w.count > 0 {
+		if !q.mayWait {
+			c.wrote(o.x.FSID)
+		}
 		f, err := c.file(ctx, q, o)
 		switch {
 		case f == nil && err == nil:

@@ -124,6 +124,7 @@ func (c *conn) mnt(ctx context.Context, q *request, b []byte) ([]byte, outcome) 
 		return b, answered
 	}
 	c.s.mounts.add(c.peer, cleanExportPath(string(path)))
+	c.s.contacts.of(c.peer, x.FSID).mounted.Store(time.Now().UnixNano())
 	c.s.log.Info("nfs mounted", "client", c.peer, "export", x.Path)
 	b = x.appendHandle(b, a.Inode, a.Generation)
 	b = xdr.AppendUint32(b, 1)

@@ -78,17 +78,18 @@ type Stats struct {
 
 // Server serves NFS version 3 and MOUNT version 3.
 type Server struct {
-	cfg     Config
-	log     *slog.Logger
-	table   atomic.Pointer[exportTable]
-	port    atomic.Uint32 // that Run listens on
-	files   files
-	changes changes
-	replays replays
-	mounts  mounts
-	forward forward
-	waiting *semaphore.Weighted // bytes of calls that wait for storage
-	buffers sync.Pool           // of *[bufferBytes]byte
+	cfg      Config
+	log      *slog.Logger
+	table    atomic.Pointer[exportTable]
+	port     atomic.Uint32 // that Run listens on
+	files    files
+	changes  changes
+	replays  replays
+	mounts   mounts
+	contacts contacts
+	forward  forward
+	waiting  *semaphore.Weighted // bytes of calls that wait for storage
+	buffers  sync.Pool           // of *[bufferBytes]byte
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}

@@ -550,6 +550,61 @@ type LogStatus struct {
 	Used     Size `json:"used"`
 }
 
+// MountCheck defines model for MountCheck.
+type MountCheck struct {
+	Detail string `json:"detail"`
+
+	// MS How long it took
+	MS     float32 `json:"ms"`
+	Name   string  `json:"name"`
+	OK     bool    `json:"ok"`
+	Remedy string  `json:"remedy,omitempty"`
+}
+
+// MountHelp How a hypervisor mounts a vPool
+type MountHelp struct {
+	// Address Of the appliance
+	Address string `json:"address"`
+	Export  string `json:"export"`
+	For     string `json:"for"`
+
+	// Notes What to mind
+	Notes []string `json:"notes"`
+	Port  int      `json:"port"`
+
+	// Problems Why it would not work as the appliance is set up now
+	Problems []string `json:"problems,omitempty"`
+
+	// Script The commands as one script
+	Script string      `json:"script"`
+	Steps  []MountStep `json:"steps"`
+	VPool  string      `json:"vpool"`
+}
+
+// MountStep defines model for MountStep.
+type MountStep struct {
+	Command string `json:"command"`
+	Title   string `json:"title"`
+
+	// Where Where it is typed
+	Where string `json:"where,omitempty"`
+}
+
+// MountTest defines model for MountTest.
+type MountTest struct {
+	Checks []MountCheck `json:"checks"`
+	OK     bool         `json:"ok"`
+}
+
+// MountTestRequest defines model for MountTestRequest.
+type MountTestRequest struct {
+	// Host Address of a hypervisor that is to mount and write now
+	Host string `json:"host,omitempty"`
+
+	// Seconds To wait for it at most, 60 if left out
+	Seconds int `json:"seconds,omitempty"`
+}
+
 // Node An appliance of the cluster
 type Node struct {
 	HTTPS  string             `json:"https,omitempty"`
@@ -607,6 +662,143 @@ type OIDC struct {
 
 	// RedirectURL https://HOST/api/internal/oidc/callback, as the provider knows it
 	RedirectURL string `json:"redirect_url"`
+}
+
+// PMachine A hypervisor, with what it told last
+type PMachine struct {
+	Address string `json:"address"`
+
+	// Checked When it was asked last
+	Checked *time.Time `json:"checked,omitempty"`
+	Created time.Time  `json:"created"`
+
+	// Error Why it cannot be asked
+	Error string             `json:"error,omitempty"`
+	Hosts []PMachineHost     `json:"hosts"`
+	ID    openapi_types.UUID `json:"id"`
+
+	// Kind vsphere or libvirt
+	Kind   string          `json:"kind"`
+	Mounts []PMachineMount `json:"mounts"`
+	Name   string          `json:"name"`
+	Rev    uint64          `json:"rev"`
+
+	// Since Of the state
+	Since *time.Time `json:"since,omitempty"`
+
+	// State ok, failing, or unknown before it was asked
+	State string `json:"state"`
+
+	// Thumbprint SHA-256 of the certificate that is trusted
+	Thumbprint string `json:"thumbprint,omitempty"`
+	User       string `json:"user,omitempty"`
+	Version    string `json:"version,omitempty"`
+
+	// VMachines VMs on vPools that it knows
+	VMachines int `json:"vmachines"`
+}
+
+// PMachineCreate defines model for PMachineCreate.
+type PMachineCreate struct {
+	// Address https://host of a vCenter or ESXi; qemu+tls://host/system, qemu+tcp://… or qemu+unix:///system?socket=…
+	Address string `json:"address"`
+
+	// CA Who signs its certificate, in PEM
+	CA string `json:"ca,omitempty"`
+
+	// Certificate The client certificate for qemu+tls, in PEM
+	Certificate string `json:"certificate,omitempty"`
+
+	// Insecure Take qemu+tcp, which neither encrypts nor asks who calls
+	Insecure bool `json:"insecure,omitempty"`
+
+	// Key And its key
+	Key string `json:"key,omitempty"`
+
+	// Kind vsphere or libvirt
+	Kind     string `json:"kind"`
+	Name     string `json:"name"`
+	Password string `json:"password,omitempty"`
+
+	// Thumbprint SHA-256 of the certificate to trust
+	Thumbprint string `json:"thumbprint,omitempty"`
+	User       string `json:"user,omitempty"`
+}
+
+// PMachineHost defines model for PMachineHost.
+type PMachineHost struct {
+	Address string `json:"address,omitempty"`
+
+	// Mounted vPools that it has mounted and can use
+	Mounted int    `json:"mounted"`
+	Name    string `json:"name"`
+
+	// State connected, disconnected, maintenance or as the hypervisor says
+	State   string `json:"state"`
+	Version string `json:"version,omitempty"`
+}
+
+// PMachineList defines model for PMachineList.
+type PMachineList struct {
+	Count *int       `json:"count,omitempty"`
+	Items []PMachine `json:"items"`
+	Next  string     `json:"next,omitempty"`
+}
+
+// PMachineMount A vPool that a host has mounted
+type PMachineMount struct {
+	// Datastore What the host calls it
+	Datastore string `json:"datastore"`
+	Export    string `json:"export"`
+	Host      string `json:"host"`
+
+	// Path Where the host has it
+	Path     string `json:"path,omitempty"`
+	ReadOnly bool   `json:"read_only,omitempty"`
+	Server   string `json:"server"`
+	Usable   bool   `json:"usable"`
+	VPool    string `json:"vpool"`
+
+	// Warning What is not right with it
+	Warning string `json:"warning,omitempty"`
+}
+
+// PMachineMountDone defines model for PMachineMountDone.
+type PMachineMountDone struct {
+	// Done mounted, already mounted, or failed
+	Done  string `json:"done"`
+	Error string `json:"error,omitempty"`
+	Host  string `json:"host"`
+}
+
+// PMachineMountRequest defines model for PMachineMountRequest.
+type PMachineMountRequest struct {
+	// Address Of the appliance, as the hosts reach it; the one of this node if left out
+	Address string `json:"address,omitempty"`
+
+	// Datastore What it is called there; the name of the vPool if left out
+	Datastore string `json:"datastore,omitempty"`
+
+	// Hosts All of them if left out
+	Hosts []string `json:"hosts,omitempty"`
+	VPool string   `json:"vpool"`
+}
+
+// PMachineMountResult defines model for PMachineMountResult.
+type PMachineMountResult struct {
+	Hosts []PMachineMountDone `json:"hosts"`
+}
+
+// PMachinePatch defines model for PMachinePatch.
+type PMachinePatch struct {
+	Address     string  `json:"address,omitempty"`
+	CA          *string `json:"ca,omitempty"`
+	Certificate *string `json:"certificate,omitempty"`
+	Insecure    bool    `json:"insecure,omitempty"`
+	Key         *string `json:"key,omitempty"`
+	Password    *string `json:"password,omitempty"`
+	Thumbprint  *string `json:"thumbprint,omitempty"`
+	User        *string `json:"user,omitempty"`
 }
 
 // PasswordChange defines model for PasswordChange.
@@ -1277,6 +1469,129 @@ type VDiskPatch struct {
 	Size   *Size  `json:"size,omitempty"`
 }
 
+// VMachine A VM whose disks lie on vPools
+type VMachine struct {
+	// Clients Who has its vDisks open
+	Clients int `json:"clients"`
+
+	// Config VPOOL/PATH of the file that describes it; empty where only a hypervisor tells of it
+	Config  string         `json:"config"`
+	Created time.Time      `json:"created"`
+	Disks   []VMachineDisk `json:"disks"`
+
+	// Format vmx or libvirt
+	Format string `json:"format"`
+
+	// Guest Operating system as the hypervisor names it
+	Guest string `json:"guest,omitempty"`
+
+	// Host Where it is there
+	Host string             `json:"host,omitempty"`
+	ID   openapi_types.UUID `json:"id"`
+
+	// Layered It runs on snapshots of its hypervisor
+	Layered  bool      `json:"layered,omitempty"`
+	Memory   Size      `json:"memory,omitempty"`
+	Modified time.Time `json:"modified"`
+
+	// Name As its hypervisor has it
+	Name string `json:"name"`
+
+	// PMachine The hypervisor that knows it
+	PMachine string `json:"pmachine,omitempty"`
+
+	// Power running, halted, paused, or unknown where no hypervisor tells
+	Power string `json:"power"`
+
+	// Problem Why its file could not be read
+	Problem string `json:"problem,omitempty"`
+	Rev     uint64 `json:"rev"`
+
+	// Size Of its vDisks
+	Size     Size `json:"size"`
+	Template bool `json:"template"`
+	Used     Size `json:"used"`
+
+	// UUID The hypervisor's id
+	UUID  string `json:"uuid,omitempty"`
+	VCPUs int    `json:"vcpus,omitempty"`
+}
+
+// VMachineClone defines model for VMachineClone.
+type VMachineClone struct {
+	// Names Of the new VMs
+	Names []string `json:"names"`
+
+	// Snapshot Where they begin; one is taken for them if left out
+	Snapshot string `json:"snapshot,omitempty"`
+}
+
+// VMachineDisk defines model for VMachineDisk.
+type VMachineDisk struct {
+	// File As the hypervisor names it
+	File string `json:"file"`
+
+	// Label As the VM has it: scsi0:0, vda
+	Label string `json:"label"`
+	Size  Size   `json:"size"`
+	Used  Size   `json:"used"`
+
+	// VDisk Empty where it is on no vPool
+	VDisk string `json:"vdisk"`
+}
+
+// VMachineList defines model for VMachineList.
+type VMachineList struct {
+	Count *int       `json:"count,omitempty"`
+	Items []VMachine `json:"items"`
+	Next  string     `json:"next,omitempty"`
+}
+
+// VMachineSnapshot A point in time of all disks of a VM
+type VMachineSnapshot struct {
+	Automatic bool `json:"automatic"`
+
+	// Backed All of it is on the backend
+	Backed     bool      `json:"backed"`
+	Clones     int       `json:"clones"`
+	Complete   bool      `json:"complete"`
+	Consistent bool      `json:"consistent"`
+	Created    time.Time `json:"created"`
+
+	// Disks How many of the VM's vDisks it has
+	Disks  int                `json:"disks"`
+	ID     openapi_types.UUID `json:"id"`
+	Labels map[string]string  `json:"labels,omitempty"`
+	Name   string             `json:"name"`
+
+	// Of How many the VM has
+	Of     int  `json:"of"`
+	Sticky bool `json:"sticky"`
+}
+
+// VMachineSnapshotCreate defines model for VMachineSnapshotCreate.
+type VMachineSnapshotCreate struct {
+	// Consistent The guest's file systems are quiet
+	Consistent bool              `json:"consistent,omitempty"`
+	Labels     map[string]string `json:"labels,omitempty"`
+
+	// Name That of the moment if left out
+	Name string `json:"name,omitempty"`
+
+	// Partial Also if some disks of the VM are on no vPool
+	Partial bool `json:"partial,omitempty"`
+
+	// Sticky Retention leaves it alone
+	Sticky bool `json:"sticky,omitempty"`
+}
+
+// VMachineSnapshotList defines model for VMachineSnapshotList.
+type VMachineSnapshotList struct {
+	Count *int               `json:"count,omitempty"`
+	Items []VMachineSnapshot `json:"items"`
+	Next  string             `json:"next,omitempty"`
+}
+
 // VPool A storage pool exported as one datastore
 type VPool struct {
 	Backend string `json:"backend"`
@@ -1376,11 +1691,20 @@ type IfMatch = string
 // Limit defines model for Limit.
 type Limit = int
 
+// PMachineName defines model for PMachineName.
+type PMachineName = string
+
 // Sort defines model for Sort.
 type Sort = string
 
 // VDiskName defines model for VDiskName.
 type VDiskName = string
+
+// VMachineName defines model for VMachineName.
+type VMachineName = string
+
+// VMachineSnapshotName defines model for VMachineSnapshotName.
+type VMachineSnapshotName = string
 
 // VPoolName defines model for VPoolName.
 type VPoolName = string
@@ -1785,6 +2109,72 @@ type PatchNodeParams struct {
 
 	// IfMatch The ETag that the change is based on, or *
 	IfMatch IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListPMachinesParams defines parameters for ListPMachines.
+type ListPMachinesParams struct {
+	// Limit Most items in the answer
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Where the answer before ended
+	Cursor Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Sort Fields, - for descending: -size,name
+	Sort Sort `form:"sort,omitempty" json:"sort,omitempty"`
+
+	// Filter Which items: size>10GiB and name~"db" (=, !=, <, <=, >, >=, ~ contains, and, or, not, parentheses)
+	Filter Filter `form:"filter,omitempty" json:"filter,omitempty"`
+
+	// Count Also say how many items there are in all
+	Count Count `form:"count,omitempty" json:"count,omitempty"`
+}
+
+// CreatePMachineParams defines parameters for CreatePMachine.
+type CreatePMachineParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// IdempotencyKey The same key gives the same answer for 24 hours and is done once
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeletePMachineParams defines parameters for DeletePMachine.
+type DeletePMachineParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// Confirm The name of the object to be destroyed
+	Confirm Confirm `form:"confirm,omitempty" json:"confirm,omitempty"`
+
+	// IfMatch The ETag that the change is based on, or *
+	IfMatch IfMatch `json:"If-Match,omitempty"`
+}
+
+// PatchPMachineParams defines parameters for PatchPMachine.
+type PatchPMachineParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// IfMatch The ETag that the change is based on, or *
+	IfMatch IfMatch `json:"If-Match,omitempty"`
+}
+
+// MountOnPMachineParams defines parameters for MountOnPMachine.
+type MountOnPMachineParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// IdempotencyKey The same key gives the same answer for 24 hours and is done once
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// UnmountFromPMachineParams defines parameters for UnmountFromPMachine.
+type UnmountFromPMachineParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// Confirm The name of the object to be destroyed
+	Confirm Confirm `form:"confirm,omitempty" json:"confirm,omitempty"`
 }
 
 // ListPoliciesParams defines parameters for ListPolicies.
@@ -2300,6 +2690,111 @@ type PatchSnapshotParams struct {
 	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
 }
 
+// ListVMachinesParams defines parameters for ListVMachines.
+type ListVMachinesParams struct {
+	// Limit Most items in the answer
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Where the answer before ended
+	Cursor Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Sort Fields, - for descending: -size,name
+	Sort Sort `form:"sort,omitempty" json:"sort,omitempty"`
+
+	// Filter Which items: size>10GiB and name~"db" (=, !=, <, <=, >, >=, ~ contains, and, or, not, parentheses)
+	Filter Filter `form:"filter,omitempty" json:"filter,omitempty"`
+
+	// Count Also say how many items there are in all
+	Count Count `form:"count,omitempty" json:"count,omitempty"`
+}
+
+// DeleteVMachineParams defines parameters for DeleteVMachine.
+type DeleteVMachineParams struct {
+	// Force Also while it runs
+	Force bool `form:"force,omitempty" json:"force,omitempty"`
+
+	// Purge Its disks at once and for good
+	Purge bool `form:"purge,omitempty" json:"purge,omitempty"`
+
+	// Keep Seconds in the trash; 7 days if left out
+	Keep int64 `form:"keep,omitempty" json:"keep,omitempty"`
+
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// Confirm The name of the object to be destroyed
+	Confirm Confirm `form:"confirm,omitempty" json:"confirm,omitempty"`
+
+	// IfMatch The ETag that the change is based on, or *
+	IfMatch IfMatch `json:"If-Match,omitempty"`
+}
+
+// CloneVMachineParams defines parameters for CloneVMachine.
+type CloneVMachineParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// IdempotencyKey The same key gives the same answer for 24 hours and is done once
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// RollbackVMachineParams defines parameters for RollbackVMachine.
+type RollbackVMachineParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// Confirm The name of the object to be destroyed
+	Confirm Confirm `form:"confirm,omitempty" json:"confirm,omitempty"`
+
+	// IdempotencyKey The same key gives the same answer for 24 hours and is done once
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListVMachineSnapshotsParams defines parameters for ListVMachineSnapshots.
+type ListVMachineSnapshotsParams struct {
+	// Limit Most items in the answer
+	Limit Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Where the answer before ended
+	Cursor Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Sort Fields, - for descending: -size,name
+	Sort Sort `form:"sort,omitempty" json:"sort,omitempty"`
+
+	// Filter Which items: size>10GiB and name~"db" (=, !=, <, <=, >, >=, ~ contains, and, or, not, parentheses)
+	Filter Filter `form:"filter,omitempty" json:"filter,omitempty"`
+
+	// Count Also say how many items there are in all
+	Count Count `form:"count,omitempty" json:"count,omitempty"`
+}
+
+// CreateVMachineSnapshotParams defines parameters for CreateVMachineSnapshot.
+type CreateVMachineSnapshotParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// IdempotencyKey The same key gives the same answer for 24 hours and is done once
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteVMachineSnapshotParams defines parameters for DeleteVMachineSnapshot.
+type DeleteVMachineSnapshotParams struct {
+	// Force Also if it is kept
+	Force bool `form:"force,omitempty" json:"force,omitempty"`
+
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// Confirm The name of the object to be destroyed
+	Confirm Confirm `form:"confirm,omitempty" json:"confirm,omitempty"`
+}
+
+// SetVMachineTemplateParams defines parameters for SetVMachineTemplate.
+type SetVMachineTemplateParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+}
+
 // ListVPoolsParams defines parameters for ListVPools.
 type ListVPoolsParams struct {
 	// Limit Most items in the answer
@@ -2348,6 +2843,15 @@ type PatchVPoolParams struct {
 	IfMatch IfMatch `json:"If-Match,omitempty"`
 }
 
+// GetMountHelpParams defines parameters for GetMountHelp.
+type GetMountHelpParams struct {
+	// For esxi, vcenter, pve, libvirt, xcp, qemu, linux or k8s
+	For string `form:"for" json:"for"`
+
+	// Address Of the appliance, as the hypervisor reaches it; the one of this node if left out
+	Address string `form:"address,omitempty" json:"address,omitempty"`
+}
+
 // CreateBrandingJSONRequestBody defines body for CreateBranding for application/json ContentType.
 type CreateBrandingJSONRequestBody = BrandingSet
 
@@ -2383,6 +2887,15 @@ type IssueTokenFormdataRequestBody = TokenRequest
 
 // SetOIDCJSONRequestBody defines body for SetOIDC for application/json ContentType.
 type SetOIDCJSONRequestBody = OIDC
+
+// CreatePMachineJSONRequestBody defines body for CreatePMachine for application/json ContentType.
+type CreatePMachineJSONRequestBody = PMachineCreate
+
+// PatchPMachineJSONRequestBody defines body for PatchPMachine for application/json ContentType.
+type PatchPMachineJSONRequestBody = PMachinePatch
+
+// MountOnPMachineJSONRequestBody defines body for MountOnPMachine for application/json ContentType.
+type MountOnPMachineJSONRequestBody = PMachineMountRequest
 
 // SetPolicyJSONRequestBody defines body for SetPolicy for application/json ContentType.
 type SetPolicyJSONRequestBody = PolicySpec
@@ -2447,6 +2960,18 @@ type SetTemplateJSONRequestBody = TemplateState
 // WaitLevelJSONRequestBody defines body for WaitLevel for application/json ContentType.
 type WaitLevelJSONRequestBody = WaitLevel
 
+// CloneVMachineJSONRequestBody defines body for CloneVMachine for application/json ContentType.
+type CloneVMachineJSONRequestBody = VMachineClone
+
+// RollbackVMachineJSONRequestBody defines body for RollbackVMachine for application/json ContentType.
+type RollbackVMachineJSONRequestBody = Rollback
+
+// CreateVMachineSnapshotJSONRequestBody defines body for CreateVMachineSnapshot for application/json ContentType.
+type CreateVMachineSnapshotJSONRequestBody = VMachineSnapshotCreate
+
+// SetVMachineTemplateJSONRequestBody defines body for SetVMachineTemplate for application/json ContentType.
+type SetVMachineTemplateJSONRequestBody = TemplateState
+
 // CreateVPoolJSONRequestBody defines body for CreateVPool for application/json ContentType.
 type CreateVPoolJSONRequestBody = VPoolCreate
 
@@ -2455,6 +2980,9 @@ type PatchVPoolJSONRequestBody = VPoolPatch
 
 // SetVPoolCredentialsJSONRequestBody defines body for SetVPoolCredentials for application/json ContentType.
 type SetVPoolCredentialsJSONRequestBody = Credentials
+
+// TestMountJSONRequestBody defines body for TestMount for application/json ContentType.
+type TestMountJSONRequestBody = MountTestRequest
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
@@ -2587,6 +3115,30 @@ type ServerInterface interface {
 	// SetOIDC Set the OpenID provider, after it has answered
 	// (PUT /oidc)
 	SetOIDC(ctx echo.Context) error
+	// ListPMachines List the hypervisors, their hosts and what those have mounted
+	// (GET /pmachines)
+	ListPMachines(ctx echo.Context, params ListPMachinesParams) error
+	// CreatePMachine Add a hypervisor; it is asked first
+	// (POST /pmachines)
+	CreatePMachine(ctx echo.Context, params CreatePMachineParams) error
+	// DeletePMachine Forget a hypervisor and its credentials; nothing on it changes
+	// (DELETE /pmachines/{pmachine})
+	DeletePMachine(ctx echo.Context, pmachine PMachineName, params DeletePMachineParams) error
+	// GetPMachine Show one hypervisor
+	// (GET /pmachines/{pmachine})
+	GetPMachine(ctx echo.Context, pmachine PMachineName) error
+	// PatchPMachine Change how a hypervisor is reached; it is asked first
+	// (PATCH /pmachines/{pmachine})
+	PatchPMachine(ctx echo.Context, pmachine PMachineName, params PatchPMachineParams) error
+	// MountOnPMachine Have hosts of a hypervisor mount a vPool
+	// (POST /pmachines/{pmachine}/mounts)
+	MountOnPMachine(ctx echo.Context, pmachine PMachineName, params MountOnPMachineParams) error
+	// UnmountFromPMachine Have the hosts of a hypervisor unmount a vPool
+	// (DELETE /pmachines/{pmachine}/mounts/{vpool})
+	UnmountFromPMachine(ctx echo.Context, pmachine PMachineName, vpool VPoolName, params UnmountFromPMachineParams) error
+	// TestPMachine Ask a hypervisor now
+	// (POST /pmachines/{pmachine}/test)
+	TestPMachine(ctx echo.Context, pmachine PMachineName) error
 	// ListPolicies List what scopes set
 	// (GET /policies)
 	ListPolicies(ctx echo.Context, params ListPoliciesParams) error
@@ -2755,6 +3307,36 @@ type ServerInterface interface {
 	// WaitLevel Wait until everything accepted until now is logged or on the backend
 	// (POST /vdisks/{vdisk}/wait)
 	WaitLevel(ctx echo.Context, vdisk VDiskName) error
+	// ListVMachines List the VMs whose disks lie on vPools
+	// (GET /vmachines)
+	ListVMachines(ctx echo.Context, params ListVMachinesParams) error
+	// DeleteVMachine Delete a VM; its disks can be had back from the trash for a while, unless they are purged
+	// (DELETE /vmachines/{vmachine})
+	DeleteVMachine(ctx echo.Context, vmachine VMachineName, params DeleteVMachineParams) error
+	// GetVMachine Show one VM
+	// (GET /vmachines/{vmachine})
+	GetVMachine(ctx echo.Context, vmachine VMachineName) error
+	// CloneVMachine Make VMs of a VM or a template, without copying
+	// (POST /vmachines/{vmachine}/clones)
+	CloneVMachine(ctx echo.Context, vmachine VMachineName, params CloneVMachineParams) error
+	// RollbackVMachine Make all disks of a VM what they were at a snapshot; what they were until now stays as a snapshot
+	// (POST /vmachines/{vmachine}/rollback)
+	RollbackVMachine(ctx echo.Context, vmachine VMachineName, params RollbackVMachineParams) error
+	// ListVMachineSnapshots List the snapshots of a VM, oldest first
+	// (GET /vmachines/{vmachine}/snapshots)
+	ListVMachineSnapshots(ctx echo.Context, vmachine VMachineName, params ListVMachineSnapshotsParams) error
+	// CreateVMachineSnapshot Take a snapshot of all disks of a VM at one point in time
+	// (POST /vmachines/{vmachine}/snapshots)
+	CreateVMachineSnapshot(ctx echo.Context, vmachine VMachineName, params CreateVMachineSnapshotParams) error
+	// DeleteVMachineSnapshot Delete a snapshot of a VM
+	// (DELETE /vmachines/{vmachine}/snapshots/{snapshot})
+	DeleteVMachineSnapshot(ctx echo.Context, vmachine VMachineName, snapshot VMachineSnapshotName, params DeleteVMachineSnapshotParams) error
+	// GetVMachineSnapshot Show one snapshot of a VM
+	// (GET /vmachines/{vmachine}/snapshots/{snapshot})
+	GetVMachineSnapshot(ctx echo.Context, vmachine VMachineName, snapshot VMachineSnapshotName) error
+	// SetVMachineTemplate Make a VM a template, whose disks take no writes, or a VM like any other again
+	// (PUT /vmachines/{vmachine}/template)
+	SetVMachineTemplate(ctx echo.Context, vmachine VMachineName, params SetVMachineTemplateParams) error
 	// ListVPools List the vPools
 	// (GET /vpools)
 	ListVPools(ctx echo.Context, params ListVPoolsParams) error
@@ -2773,6 +3355,12 @@ type ServerInterface interface {
 	// SetVPoolCredentials Change the credentials of a vPool's bucket; they are tried first
 	// (PUT /vpools/{vpool}/credentials)
 	SetVPoolCredentials(ctx echo.Context, vpool VPoolName) error
+	// GetMountHelp Say how a hypervisor mounts a vPool
+	// (GET /vpools/{vpool}/mount)
+	GetMountHelp(ctx echo.Context, vpool VPoolName, params GetMountHelpParams) error
+	// TestMount Prove from both ends that a vPool can be mounted and written
+	// (POST /vpools/{vpool}/mount-test)
+	TestMount(ctx echo.Context, vpool VPoolName) error
 }
 
 // ServerInterfaceWrapper converts echo contexts to parameters.
@@ -4236,6 +4824,292 @@ func (w *ServerInterfaceWrapper) SetOIDC(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.SetOIDC(ctx)
+	return err
+}
+
+// ListPMachines converts echo context to params.
+func (w *ServerInterfaceWrapper) ListPMachines(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListPMachinesParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// ------------- Optional query parameter "sort" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sort", ctx.QueryParams(), &params.Sort, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sort: %s", err))
+	}
+
+	// ------------- Optional query parameter "filter" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "filter", ctx.QueryParams(), &params.Filter, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter filter: %s", err))
+	}
+
+	// ------------- Optional query parameter "count" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "count", ctx.QueryParams(), &params.Count, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter count: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListPMachines(ctx, params)
+	return err
+}
+
+// CreatePMachine converts echo context to params.
+func (w *ServerInterfaceWrapper) CreatePMachine(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreatePMachineParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreatePMachine(ctx, params)
+	return err
+}
+
+// DeletePMachine converts echo context to params.
+func (w *ServerInterfaceWrapper) DeletePMachine(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "pmachine" -------------
+	var pmachine PMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "pmachine", ctx.Param("pmachine"), &pmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter pmachine: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeletePMachineParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	// ------------- Optional query parameter "confirm" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "confirm", ctx.QueryParams(), &params.Confirm, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter confirm: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeletePMachine(ctx, pmachine, params)
+	return err
+}
+
+// GetPMachine converts echo context to params.
+func (w *ServerInterfaceWrapper) GetPMachine(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "pmachine" -------------
+	var pmachine PMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "pmachine", ctx.Param("pmachine"), &pmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter pmachine: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetPMachine(ctx, pmachine)
+	return err
+}
+
+// PatchPMachine converts echo context to params.
+func (w *ServerInterfaceWrapper) PatchPMachine(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "pmachine" -------------
+	var pmachine PMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "pmachine", ctx.Param("pmachine"), &pmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter pmachine: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params PatchPMachineParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.PatchPMachine(ctx, pmachine, params)
+	return err
+}
+
+// MountOnPMachine converts echo context to params.
+func (w *ServerInterfaceWrapper) MountOnPMachine(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "pmachine" -------------
+	var pmachine PMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "pmachine", ctx.Param("pmachine"), &pmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter pmachine: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params MountOnPMachineParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.MountOnPMachine(ctx, pmachine, params)
+	return err
+}
+
+// UnmountFromPMachine converts echo context to params.
+func (w *ServerInterfaceWrapper) UnmountFromPMachine(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "pmachine" -------------
+	var pmachine PMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "pmachine", ctx.Param("pmachine"), &pmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter pmachine: %s", err))
+	}
+
+	// ------------- Path parameter "vpool" -------------
+	var vpool VPoolName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vpool", ctx.Param("vpool"), &vpool, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vpool: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UnmountFromPMachineParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	// ------------- Optional query parameter "confirm" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "confirm", ctx.QueryParams(), &params.Confirm, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter confirm: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UnmountFromPMachine(ctx, pmachine, vpool, params)
+	return err
+}
+
+// TestPMachine converts echo context to params.
+func (w *ServerInterfaceWrapper) TestPMachine(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "pmachine" -------------
+	var pmachine PMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "pmachine", ctx.Param("pmachine"), &pmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter pmachine: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.TestPMachine(ctx, pmachine)
 	return err
 }
 
@@ -6211,6 +7085,420 @@ func (w *ServerInterfaceWrapper) WaitLevel(ctx echo.Context) error {
 	return err
 }
 
+// ListVMachines converts echo context to params.
+func (w *ServerInterfaceWrapper) ListVMachines(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListVMachinesParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// ------------- Optional query parameter "sort" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sort", ctx.QueryParams(), &params.Sort, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sort: %s", err))
+	}
+
+	// ------------- Optional query parameter "filter" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "filter", ctx.QueryParams(), &params.Filter, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter filter: %s", err))
+	}
+
+	// ------------- Optional query parameter "count" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "count", ctx.QueryParams(), &params.Count, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter count: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListVMachines(ctx, params)
+	return err
+}
+
+// DeleteVMachine converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteVMachine(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vmachine" -------------
+	var vmachine VMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vmachine", ctx.Param("vmachine"), &vmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vmachine: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteVMachineParams
+	// ------------- Optional query parameter "force" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "force", ctx.QueryParams(), &params.Force, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter force: %s", err))
+	}
+
+	// ------------- Optional query parameter "purge" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "purge", ctx.QueryParams(), &params.Purge, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter purge: %s", err))
+	}
+
+	// ------------- Optional query parameter "keep" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "keep", ctx.QueryParams(), &params.Keep, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter keep: %s", err))
+	}
+
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	// ------------- Optional query parameter "confirm" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "confirm", ctx.QueryParams(), &params.Confirm, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter confirm: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteVMachine(ctx, vmachine, params)
+	return err
+}
+
+// GetVMachine converts echo context to params.
+func (w *ServerInterfaceWrapper) GetVMachine(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vmachine" -------------
+	var vmachine VMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vmachine", ctx.Param("vmachine"), &vmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vmachine: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetVMachine(ctx, vmachine)
+	return err
+}
+
+// CloneVMachine converts echo context to params.
+func (w *ServerInterfaceWrapper) CloneVMachine(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vmachine" -------------
+	var vmachine VMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vmachine", ctx.Param("vmachine"), &vmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vmachine: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CloneVMachineParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CloneVMachine(ctx, vmachine, params)
+	return err
+}
+
+// RollbackVMachine converts echo context to params.
+func (w *ServerInterfaceWrapper) RollbackVMachine(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vmachine" -------------
+	var vmachine VMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vmachine", ctx.Param("vmachine"), &vmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vmachine: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RollbackVMachineParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	// ------------- Optional query parameter "confirm" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "confirm", ctx.QueryParams(), &params.Confirm, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter confirm: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RollbackVMachine(ctx, vmachine, params)
+	return err
+}
+
+// ListVMachineSnapshots converts echo context to params.
+func (w *ServerInterfaceWrapper) ListVMachineSnapshots(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vmachine" -------------
+	var vmachine VMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vmachine", ctx.Param("vmachine"), &vmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vmachine: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListVMachineSnapshotsParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// ------------- Optional query parameter "sort" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sort", ctx.QueryParams(), &params.Sort, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sort: %s", err))
+	}
+
+	// ------------- Optional query parameter "filter" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "filter", ctx.QueryParams(), &params.Filter, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter filter: %s", err))
+	}
+
+	// ------------- Optional query parameter "count" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "count", ctx.QueryParams(), &params.Count, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter count: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListVMachineSnapshots(ctx, vmachine, params)
+	return err
+}
+
+// CreateVMachineSnapshot converts echo context to params.
+func (w *ServerInterfaceWrapper) CreateVMachineSnapshot(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vmachine" -------------
+	var vmachine VMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vmachine", ctx.Param("vmachine"), &vmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vmachine: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateVMachineSnapshotParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreateVMachineSnapshot(ctx, vmachine, params)
+	return err
+}
+
+// DeleteVMachineSnapshot converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteVMachineSnapshot(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vmachine" -------------
+	var vmachine VMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vmachine", ctx.Param("vmachine"), &vmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vmachine: %s", err))
+	}
+
+	// ------------- Path parameter "snapshot" -------------
+	var snapshot VMachineSnapshotName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "snapshot", ctx.Param("snapshot"), &snapshot, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter snapshot: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteVMachineSnapshotParams
+	// ------------- Optional query parameter "force" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "force", ctx.QueryParams(), &params.Force, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter force: %s", err))
+	}
+
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	// ------------- Optional query parameter "confirm" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "confirm", ctx.QueryParams(), &params.Confirm, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter confirm: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteVMachineSnapshot(ctx, vmachine, snapshot, params)
+	return err
+}
+
+// GetVMachineSnapshot converts echo context to params.
+func (w *ServerInterfaceWrapper) GetVMachineSnapshot(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vmachine" -------------
+	var vmachine VMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vmachine", ctx.Param("vmachine"), &vmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vmachine: %s", err))
+	}
+
+	// ------------- Path parameter "snapshot" -------------
+	var snapshot VMachineSnapshotName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "snapshot", ctx.Param("snapshot"), &snapshot, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter snapshot: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetVMachineSnapshot(ctx, vmachine, snapshot)
+	return err
+}
+
+// SetVMachineTemplate converts echo context to params.
+func (w *ServerInterfaceWrapper) SetVMachineTemplate(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vmachine" -------------
+	var vmachine VMachineName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vmachine", ctx.Param("vmachine"), &vmachine, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vmachine: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params SetVMachineTemplateParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.SetVMachineTemplate(ctx, vmachine, params)
+	return err
+}
+
 // ListVPools converts echo context to params.
 func (w *ServerInterfaceWrapper) ListVPools(ctx echo.Context) error {
 	var err error
@@ -6415,6 +7703,54 @@ func (w *ServerInterfaceWrapper) SetVPoolCredentials(ctx echo.Context) error {
 	return err
 }
 
+// GetMountHelp converts echo context to params.
+func (w *ServerInterfaceWrapper) GetMountHelp(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vpool" -------------
+	var vpool VPoolName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vpool", ctx.Param("vpool"), &vpool, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vpool: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetMountHelpParams
+	// ------------- Required query parameter "for" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "for", ctx.QueryParams(), &params.For, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter for: %s", err))
+	}
+
+	// ------------- Optional query parameter "address" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "address", ctx.QueryParams(), &params.Address, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter address: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetMountHelp(ctx, vpool, params)
+	return err
+}
+
+// TestMount converts echo context to params.
+func (w *ServerInterfaceWrapper) TestMount(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vpool" -------------
+	var vpool VPoolName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vpool", ctx.Param("vpool"), &vpool, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vpool: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.TestMount(ctx, vpool)
+	return err
+}
+
 // This is a simple interface which specifies echo.Route addition functions which
 // are present on both echo.Echo and echo.Group, since we want to allow using
 // either of them for path registration
@@ -6567,6 +7903,26 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/audit", wrapper.ListAudit, options.OperationMiddlewares["listAudit"]...)
 	router.GET(options.BaseURL+"/audit/verification", wrapper.VerifyAudit, options.OperationMiddlewares["verifyAudit"]...)
 	router.GET(options.BaseURL+"/audit/export", wrapper.ExportAudit, options.OperationMiddlewares["exportAudit"]...)
+	router.GET(options.BaseURL+"/vpools/:vpool/mount", wrapper.GetMountHelp, options.OperationMiddlewares["getMountHelp"]...)
+	router.POST(options.BaseURL+"/vpools/:vpool/mount-test", wrapper.TestMount, options.OperationMiddlewares["testMount"]...)
+	router.GET(options.BaseURL+"/vmachines", wrapper.ListVMachines, options.OperationMiddlewares["listVMachines"]...)
+	router.DELETE(options.BaseURL+"/vmachines/:vmachine", wrapper.DeleteVMachine, options.OperationMiddlewares["deleteVMachine"]...)
+	router.GET(options.BaseURL+"/vmachines/:vmachine", wrapper.GetVMachine, options.OperationMiddlewares["getVMachine"]...)
+	router.GET(options.BaseURL+"/vmachines/:vmachine/snapshots", wrapper.ListVMachineSnapshots, options.OperationMiddlewares["listVMachineSnapshots"]...)
+	router.POST(options.BaseURL+"/vmachines/:vmachine/snapshots", wrapper.CreateVMachineSnapshot, options.OperationMiddlewares["createVMachineSnapshot"]...)
+	router.DELETE(options.BaseURL+"/vmachines/:vmachine/snapshots/:snapshot", wrapper.DeleteVMachineSnapshot, options.OperationMiddlewares["deleteVMachineSnapshot"]...)
+	router.GET(options.BaseURL+"/vmachines/:vmachine/snapshots/:snapshot", wrapper.GetVMachineSnapshot, options.OperationMiddlewares["getVMachineSnapshot"]...)
+	router.POST(options.BaseURL+"/vmachines/:vmachine/rollback", wrapper.RollbackVMachine, options.OperationMiddlewares["rollbackVMachine"]...)
+	router.POST(options.BaseURL+"/vmachines/:vmachine/clones", wrapper.CloneVMachine, options.OperationMiddlewares["cloneVMachine"]...)
+	router.PUT(options.BaseURL+"/vmachines/:vmachine/template", wrapper.SetVMachineTemplate, options.OperationMiddlewares["setVMachineTemplate"]...)
+	router.GET(options.BaseURL+"/pmachines", wrapper.ListPMachines, options.OperationMiddlewares["listPMachines"]...)
+	router.POST(options.BaseURL+"/pmachines", wrapper.CreatePMachine, options.OperationMiddlewares["createPMachine"]...)
+	router.DELETE(options.BaseURL+"/pmachines/:pmachine", wrapper.DeletePMachine, options.OperationMiddlewares["deletePMachine"]...)
+	router.GET(options.BaseURL+"/pmachines/:pmachine", wrapper.GetPMachine, options.OperationMiddlewares["getPMachine"]...)
+	router.PATCH(options.BaseURL+"/pmachines/:pmachine", wrapper.PatchPMachine, options.OperationMiddlewares["patchPMachine"]...)
+	router.POST(options.BaseURL+"/pmachines/:pmachine/test", wrapper.TestPMachine, options.OperationMiddlewares["testPMachine"]...)
+	router.POST(options.BaseURL+"/pmachines/:pmachine/mounts", wrapper.MountOnPMachine, options.OperationMiddlewares["mountOnPMachine"]...)
+	router.DELETE(options.BaseURL+"/pmachines/:pmachine/mounts/:vpool", wrapper.UnmountFromPMachine, options.OperationMiddlewares["unmountFromPMachine"]...)
 
 }
 
@@ -8553,6 +9909,404 @@ type SetOIDCdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response SetOIDCdefaultApplicationProblemPlusJSONResponse) VisitSetOIDCResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListPMachinesRequestObject struct {
+	Params ListPMachinesParams
+}
+
+type ListPMachinesResponseObject interface {
+	VisitListPMachinesResponse(w http.ResponseWriter) error
+}
+
+type ListPMachines200JSONResponse PMachineList
+
+func (response ListPMachines200JSONResponse) VisitListPMachinesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListPMachinesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListPMachinesdefaultApplicationProblemPlusJSONResponse) VisitListPMachinesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreatePMachineRequestObject struct {
+	Params CreatePMachineParams
+	Body   *CreatePMachineJSONRequestBody
+}
+
+type CreatePMachineResponseObject interface {
+	VisitCreatePMachineResponse(w http.ResponseWriter) error
+}
+
+type CreatePMachine200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response CreatePMachine200ApplicationEffectPlusJSONResponse) VisitCreatePMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreatePMachine201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type CreatePMachine201JSONResponse struct {
+	Body    PMachine
+	Headers CreatePMachine201ResponseHeaders
+}
+
+func (response CreatePMachine201JSONResponse) VisitCreatePMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreatePMachinedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreatePMachinedefaultApplicationProblemPlusJSONResponse) VisitCreatePMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeletePMachineRequestObject struct {
+	Pmachine PMachineName `json:"pmachine"`
+	Params   DeletePMachineParams
+}
+
+type DeletePMachineResponseObject interface {
+	VisitDeletePMachineResponse(w http.ResponseWriter) error
+}
+
+type DeletePMachine200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response DeletePMachine200ApplicationEffectPlusJSONResponse) VisitDeletePMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeletePMachine204Response struct {
+}
+
+func (response DeletePMachine204Response) VisitDeletePMachineResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeletePMachinedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeletePMachinedefaultApplicationProblemPlusJSONResponse) VisitDeletePMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPMachineRequestObject struct {
+	Pmachine PMachineName `json:"pmachine"`
+}
+
+type GetPMachineResponseObject interface {
+	VisitGetPMachineResponse(w http.ResponseWriter) error
+}
+
+type GetPMachine200ResponseHeaders struct {
+	ETag string
+}
+
+type GetPMachine200JSONResponse struct {
+	Body    PMachine
+	Headers GetPMachine200ResponseHeaders
+}
+
+func (response GetPMachine200JSONResponse) VisitGetPMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPMachinedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetPMachinedefaultApplicationProblemPlusJSONResponse) VisitGetPMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PatchPMachineRequestObject struct {
+	Pmachine PMachineName `json:"pmachine"`
+	Params   PatchPMachineParams
+	Body     *PatchPMachineJSONRequestBody
+}
+
+type PatchPMachineResponseObject interface {
+	VisitPatchPMachineResponse(w http.ResponseWriter) error
+}
+
+type PatchPMachine200ResponseHeaders struct {
+	ETag string
+}
+
+type PatchPMachine200JSONResponse struct {
+	Body    PMachine
+	Headers PatchPMachine200ResponseHeaders
+}
+
+func (response PatchPMachine200JSONResponse) VisitPatchPMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PatchPMachinedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response PatchPMachinedefaultApplicationProblemPlusJSONResponse) VisitPatchPMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type MountOnPMachineRequestObject struct {
+	Pmachine PMachineName `json:"pmachine"`
+	Params   MountOnPMachineParams
+	Body     *MountOnPMachineJSONRequestBody
+}
+
+type MountOnPMachineResponseObject interface {
+	VisitMountOnPMachineResponse(w http.ResponseWriter) error
+}
+
+type MountOnPMachine200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response MountOnPMachine200ApplicationEffectPlusJSONResponse) VisitMountOnPMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type MountOnPMachine201JSONResponse PMachineMountResult
+
+func (response MountOnPMachine201JSONResponse) VisitMountOnPMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type MountOnPMachinedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response MountOnPMachinedefaultApplicationProblemPlusJSONResponse) VisitMountOnPMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UnmountFromPMachineRequestObject struct {
+	Pmachine PMachineName `json:"pmachine"`
+	Vpool    VPoolName    `json:"vpool"`
+	Params   UnmountFromPMachineParams
+}
+
+type UnmountFromPMachineResponseObject interface {
+	VisitUnmountFromPMachineResponse(w http.ResponseWriter) error
+}
+
+type UnmountFromPMachine200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response UnmountFromPMachine200ApplicationEffectPlusJSONResponse) VisitUnmountFromPMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UnmountFromPMachine204Response struct {
+}
+
+func (response UnmountFromPMachine204Response) VisitUnmountFromPMachineResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type UnmountFromPMachinedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UnmountFromPMachinedefaultApplicationProblemPlusJSONResponse) VisitUnmountFromPMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TestPMachineRequestObject struct {
+	Pmachine PMachineName `json:"pmachine"`
+}
+
+type TestPMachineResponseObject interface {
+	VisitTestPMachineResponse(w http.ResponseWriter) error
+}
+
+type TestPMachine200JSONResponse PMachine
+
+func (response TestPMachine200JSONResponse) VisitTestPMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TestPMachinedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response TestPMachinedefaultApplicationProblemPlusJSONResponse) VisitTestPMachineResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -11209,6 +12963,531 @@ func (response WaitLeveldefaultApplicationProblemPlusJSONResponse) VisitWaitLeve
 	return err
 }
 
+type ListVMachinesRequestObject struct {
+	Params ListVMachinesParams
+}
+
+type ListVMachinesResponseObject interface {
+	VisitListVMachinesResponse(w http.ResponseWriter) error
+}
+
+type ListVMachines200JSONResponse VMachineList
+
+func (response ListVMachines200JSONResponse) VisitListVMachinesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListVMachinesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListVMachinesdefaultApplicationProblemPlusJSONResponse) VisitListVMachinesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteVMachineRequestObject struct {
+	Vmachine VMachineName `json:"vmachine"`
+	Params   DeleteVMachineParams
+}
+
+type DeleteVMachineResponseObject interface {
+	VisitDeleteVMachineResponse(w http.ResponseWriter) error
+}
+
+type DeleteVMachine200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response DeleteVMachine200ApplicationEffectPlusJSONResponse) VisitDeleteVMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteVMachine202ResponseHeaders struct {
+	Location string
+}
+
+type DeleteVMachine202JSONResponse struct {
+	Body    Task
+	Headers DeleteVMachine202ResponseHeaders
+}
+
+func (response DeleteVMachine202JSONResponse) VisitDeleteVMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteVMachinedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteVMachinedefaultApplicationProblemPlusJSONResponse) VisitDeleteVMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetVMachineRequestObject struct {
+	Vmachine VMachineName `json:"vmachine"`
+}
+
+type GetVMachineResponseObject interface {
+	VisitGetVMachineResponse(w http.ResponseWriter) error
+}
+
+type GetVMachine200ResponseHeaders struct {
+	ETag string
+}
+
+type GetVMachine200JSONResponse struct {
+	Body    VMachine
+	Headers GetVMachine200ResponseHeaders
+}
+
+func (response GetVMachine200JSONResponse) VisitGetVMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetVMachinedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetVMachinedefaultApplicationProblemPlusJSONResponse) VisitGetVMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CloneVMachineRequestObject struct {
+	Vmachine VMachineName `json:"vmachine"`
+	Params   CloneVMachineParams
+	Body     *CloneVMachineJSONRequestBody
+}
+
+type CloneVMachineResponseObject interface {
+	VisitCloneVMachineResponse(w http.ResponseWriter) error
+}
+
+type CloneVMachine200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response CloneVMachine200ApplicationEffectPlusJSONResponse) VisitCloneVMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CloneVMachine202ResponseHeaders struct {
+	Location string
+}
+
+type CloneVMachine202JSONResponse struct {
+	Body    Task
+	Headers CloneVMachine202ResponseHeaders
+}
+
+func (response CloneVMachine202JSONResponse) VisitCloneVMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CloneVMachinedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CloneVMachinedefaultApplicationProblemPlusJSONResponse) VisitCloneVMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollbackVMachineRequestObject struct {
+	Vmachine VMachineName `json:"vmachine"`
+	Params   RollbackVMachineParams
+	Body     *RollbackVMachineJSONRequestBody
+}
+
+type RollbackVMachineResponseObject interface {
+	VisitRollbackVMachineResponse(w http.ResponseWriter) error
+}
+
+type RollbackVMachine200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response RollbackVMachine200ApplicationEffectPlusJSONResponse) VisitRollbackVMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollbackVMachine202ResponseHeaders struct {
+	Location string
+}
+
+type RollbackVMachine202JSONResponse struct {
+	Body    Task
+	Headers RollbackVMachine202ResponseHeaders
+}
+
+func (response RollbackVMachine202JSONResponse) VisitRollbackVMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollbackVMachinedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RollbackVMachinedefaultApplicationProblemPlusJSONResponse) VisitRollbackVMachineResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListVMachineSnapshotsRequestObject struct {
+	Vmachine VMachineName `json:"vmachine"`
+	Params   ListVMachineSnapshotsParams
+}
+
+type ListVMachineSnapshotsResponseObject interface {
+	VisitListVMachineSnapshotsResponse(w http.ResponseWriter) error
+}
+
+type ListVMachineSnapshots200JSONResponse VMachineSnapshotList
+
+func (response ListVMachineSnapshots200JSONResponse) VisitListVMachineSnapshotsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListVMachineSnapshotsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListVMachineSnapshotsdefaultApplicationProblemPlusJSONResponse) VisitListVMachineSnapshotsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateVMachineSnapshotRequestObject struct {
+	Vmachine VMachineName `json:"vmachine"`
+	Params   CreateVMachineSnapshotParams
+	Body     *CreateVMachineSnapshotJSONRequestBody
+}
+
+type CreateVMachineSnapshotResponseObject interface {
+	VisitCreateVMachineSnapshotResponse(w http.ResponseWriter) error
+}
+
+type CreateVMachineSnapshot200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response CreateVMachineSnapshot200ApplicationEffectPlusJSONResponse) VisitCreateVMachineSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateVMachineSnapshot201ResponseHeaders struct {
+	Location string
+}
+
+type CreateVMachineSnapshot201JSONResponse struct {
+	Body    VMachineSnapshot
+	Headers CreateVMachineSnapshot201ResponseHeaders
+}
+
+func (response CreateVMachineSnapshot201JSONResponse) VisitCreateVMachineSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateVMachineSnapshotdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateVMachineSnapshotdefaultApplicationProblemPlusJSONResponse) VisitCreateVMachineSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteVMachineSnapshotRequestObject struct {
+	Vmachine VMachineName         `json:"vmachine"`
+	Snapshot VMachineSnapshotName `json:"snapshot"`
+	Params   DeleteVMachineSnapshotParams
+}
+
+type DeleteVMachineSnapshotResponseObject interface {
+	VisitDeleteVMachineSnapshotResponse(w http.ResponseWriter) error
+}
+
+type DeleteVMachineSnapshot200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response DeleteVMachineSnapshot200ApplicationEffectPlusJSONResponse) VisitDeleteVMachineSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteVMachineSnapshot204Response struct {
+}
+
+func (response DeleteVMachineSnapshot204Response) VisitDeleteVMachineSnapshotResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteVMachineSnapshotdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteVMachineSnapshotdefaultApplicationProblemPlusJSONResponse) VisitDeleteVMachineSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetVMachineSnapshotRequestObject struct {
+	Vmachine VMachineName         `json:"vmachine"`
+	Snapshot VMachineSnapshotName `json:"snapshot"`
+}
+
+type GetVMachineSnapshotResponseObject interface {
+	VisitGetVMachineSnapshotResponse(w http.ResponseWriter) error
+}
+
+type GetVMachineSnapshot200JSONResponse VMachineSnapshot
+
+func (response GetVMachineSnapshot200JSONResponse) VisitGetVMachineSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetVMachineSnapshotdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetVMachineSnapshotdefaultApplicationProblemPlusJSONResponse) VisitGetVMachineSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetVMachineTemplateRequestObject struct {
+	Vmachine VMachineName `json:"vmachine"`
+	Params   SetVMachineTemplateParams
+	Body     *SetVMachineTemplateJSONRequestBody
+}
+
+type SetVMachineTemplateResponseObject interface {
+	VisitSetVMachineTemplateResponse(w http.ResponseWriter) error
+}
+
+type SetVMachineTemplate200ResponseHeaders struct {
+	ETag string
+}
+
+type SetVMachineTemplate200JSONResponse struct {
+	Body    VMachine
+	Headers SetVMachineTemplate200ResponseHeaders
+}
+
+func (response SetVMachineTemplate200JSONResponse) VisitSetVMachineTemplateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetVMachineTemplatedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response SetVMachineTemplatedefaultApplicationProblemPlusJSONResponse) VisitSetVMachineTemplateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListVPoolsRequestObject struct {
 	Params ListVPoolsParams
 }
@@ -11494,6 +13773,86 @@ func (response SetVPoolCredentialsdefaultApplicationProblemPlusJSONResponse) Vis
 	return err
 }
 
+type GetMountHelpRequestObject struct {
+	Vpool  VPoolName `json:"vpool"`
+	Params GetMountHelpParams
+}
+
+type GetMountHelpResponseObject interface {
+	VisitGetMountHelpResponse(w http.ResponseWriter) error
+}
+
+type GetMountHelp200JSONResponse MountHelp
+
+func (response GetMountHelp200JSONResponse) VisitGetMountHelpResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetMountHelpdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetMountHelpdefaultApplicationProblemPlusJSONResponse) VisitGetMountHelpResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TestMountRequestObject struct {
+	Vpool VPoolName `json:"vpool"`
+	Body  *TestMountJSONRequestBody
+}
+
+type TestMountResponseObject interface {
+	VisitTestMountResponse(w http.ResponseWriter) error
+}
+
+type TestMount200JSONResponse MountTest
+
+func (response TestMount200JSONResponse) VisitTestMountResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TestMountdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response TestMountdefaultApplicationProblemPlusJSONResponse) VisitTestMountResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// ListAudit List what was done, by whom, and what was refused
@@ -11625,6 +13984,30 @@ type StrictServerInterface interface {
 	// SetOIDC Set the OpenID provider, after it has answered
 	// (PUT /oidc)
 	SetOIDC(ctx context.Context, request SetOIDCRequestObject) (SetOIDCResponseObject, error)
+	// ListPMachines List the hypervisors, their hosts and what those have mounted
+	// (GET /pmachines)
+	ListPMachines(ctx context.Context, request ListPMachinesRequestObject) (ListPMachinesResponseObject, error)
+	// CreatePMachine Add a hypervisor; it is asked first
+	// (POST /pmachines)
+	CreatePMachine(ctx context.Context, request CreatePMachineRequestObject) (CreatePMachineResponseObject, error)
+	// DeletePMachine Forget a hypervisor and its credentials; nothing on it changes
+	// (DELETE /pmachines/{pmachine})
+	DeletePMachine(ctx context.Context, request DeletePMachineRequestObject) (DeletePMachineResponseObject, error)
+	// GetPMachine Show one hypervisor
+	// (GET /pmachines/{pmachine})
+	GetPMachine(ctx context.Context, request GetPMachineRequestObject) (GetPMachineResponseObject, error)
+	// PatchPMachine Change how a hypervisor is reached; it is asked first
+	// (PATCH /pmachines/{pmachine})
+	PatchPMachine(ctx context.Context, request PatchPMachineRequestObject) (PatchPMachineResponseObject, error)
+	// MountOnPMachine Have hosts of a hypervisor mount a vPool
+	// (POST /pmachines/{pmachine}/mounts)
+	MountOnPMachine(ctx context.Context, request MountOnPMachineRequestObject) (MountOnPMachineResponseObject, error)
+	// UnmountFromPMachine Have the hosts of a hypervisor unmount a vPool
+	// (DELETE /pmachines/{pmachine}/mounts/{vpool})
+	UnmountFromPMachine(ctx context.Context, request UnmountFromPMachineRequestObject) (UnmountFromPMachineResponseObject, error)
+	// TestPMachine Ask a hypervisor now
+	// (POST /pmachines/{pmachine}/test)
+	TestPMachine(ctx context.Context, request TestPMachineRequestObject) (TestPMachineResponseObject, error)
 	// ListPolicies List what scopes set
 	// (GET /policies)
 	ListPolicies(ctx context.Context, request ListPoliciesRequestObject) (ListPoliciesResponseObject, error)
@@ -11793,6 +14176,36 @@ type StrictServerInterface interface {
 	// WaitLevel Wait until everything accepted until now is logged or on the backend
 	// (POST /vdisks/{vdisk}/wait)
 	WaitLevel(ctx context.Context, request WaitLevelRequestObject) (WaitLevelResponseObject, error)
+	// ListVMachines List the VMs whose disks lie on vPools
+	// (GET /vmachines)
+	ListVMachines(ctx context.Context, request ListVMachinesRequestObject) (ListVMachinesResponseObject, error)
+	// DeleteVMachine Delete a VM; its disks can be had back from the trash for a while, unless they are purged
+	// (DELETE /vmachines/{vmachine})
+	DeleteVMachine(ctx context.Context, request DeleteVMachineRequestObject) (DeleteVMachineResponseObject, error)
+	// GetVMachine Show one VM
+	// (GET /vmachines/{vmachine})
+	GetVMachine(ctx context.Context, request GetVMachineRequestObject) (GetVMachineResponseObject, error)
+	// CloneVMachine Make VMs of a VM or a template, without copying
+	// (POST /vmachines/{vmachine}/clones)
+	CloneVMachine(ctx context.Context, request CloneVMachineRequestObject) (CloneVMachineResponseObject, error)
+	// RollbackVMachine Make all disks of a VM what they were at a snapshot; what they were until now stays as a snapshot
+	// (POST /vmachines/{vmachine}/rollback)
+	RollbackVMachine(ctx context.Context, request RollbackVMachineRequestObject) (RollbackVMachineResponseObject, error)
+	// ListVMachineSnapshots List the snapshots of a VM, oldest first
+	// (GET /vmachines/{vmachine}/snapshots)
+	ListVMachineSnapshots(ctx context.Context, request ListVMachineSnapshotsRequestObject) (ListVMachineSnapshotsResponseObject, error)
+	// CreateVMachineSnapshot Take a snapshot of all disks of a VM at one point in time
+	// (POST /vmachines/{vmachine}/snapshots)
+	CreateVMachineSnapshot(ctx context.Context, request CreateVMachineSnapshotRequestObject) (CreateVMachineSnapshotResponseObject, error)
+	// DeleteVMachineSnapshot Delete a snapshot of a VM
+	// (DELETE /vmachines/{vmachine}/snapshots/{snapshot})
+	DeleteVMachineSnapshot(ctx context.Context, request DeleteVMachineSnapshotRequestObject) (DeleteVMachineSnapshotResponseObject, error)
+	// GetVMachineSnapshot Show one snapshot of a VM
+	// (GET /vmachines/{vmachine}/snapshots/{snapshot})
+	GetVMachineSnapshot(ctx context.Context, request GetVMachineSnapshotRequestObject) (GetVMachineSnapshotResponseObject, error)
+	// SetVMachineTemplate Make a VM a template, whose disks take no writes, or a VM like any other again
+	// (PUT /vmachines/{vmachine}/template)
+	SetVMachineTemplate(ctx context.Context, request SetVMachineTemplateRequestObject) (SetVMachineTemplateResponseObject, error)
 	// ListVPools List the vPools
 	// (GET /vpools)
 	ListVPools(ctx context.Context, request ListVPoolsRequestObject) (ListVPoolsResponseObject, error)
@@ -11811,6 +14224,12 @@ type StrictServerInterface interface {
 	// SetVPoolCredentials Change the credentials of a vPool's bucket; they are tried first
 	// (PUT /vpools/{vpool}/credentials)
 	SetVPoolCredentials(ctx context.Context, request SetVPoolCredentialsRequestObject) (SetVPoolCredentialsResponseObject, error)
+	// GetMountHelp Say how a hypervisor mounts a vPool
+	// (GET /vpools/{vpool}/mount)
+	GetMountHelp(ctx context.Context, request GetMountHelpRequestObject) (GetMountHelpResponseObject, error)
+	// TestMount Prove from both ends that a vPool can be mounted and written
+	// (POST /vpools/{vpool}/mount-test)
+	TestMount(ctx context.Context, request TestMountRequestObject) (TestMountResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx echo.Context, request any) (any, error)
@@ -13152,6 +15571,280 @@ func (sh *strictHandler) SetOIDC(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(SetOIDCResponseObject); ok {
 		return validResponse.VisitSetOIDCResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListPMachines operation middleware
+func (sh *strictHandler) ListPMachines(ctx echo.Context, params ListPMachinesParams) error {
+	var request ListPMachinesRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListPMachines(ctx.Request().Context(), request.(ListPMachinesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListPMachines")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListPMachinesResponseObject); ok {
+		return validResponse.VisitListPMachinesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CreatePMachine operation middleware
+func (sh *strictHandler) CreatePMachine(ctx echo.Context, params CreatePMachineParams) error {
+	var request CreatePMachineRequestObject
+
+	request.Params = params
+
+	var body CreatePMachineJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreatePMachine(ctx.Request().Context(), request.(CreatePMachineRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreatePMachine")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreatePMachineResponseObject); ok {
+		return validResponse.VisitCreatePMachineResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeletePMachine operation middleware
+func (sh *strictHandler) DeletePMachine(ctx echo.Context, pmachine PMachineName, params DeletePMachineParams) error {
+	var request DeletePMachineRequestObject
+
+	request.Pmachine = pmachine
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeletePMachine(ctx.Request().Context(), request.(DeletePMachineRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeletePMachine")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeletePMachineResponseObject); ok {
+		return validResponse.VisitDeletePMachineResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetPMachine operation middleware
+func (sh *strictHandler) GetPMachine(ctx echo.Context, pmachine PMachineName) error {
+	var request GetPMachineRequestObject
+
+	request.Pmachine = pmachine
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetPMachine(ctx.Request().Context(), request.(GetPMachineRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetPMachine")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetPMachineResponseObject); ok {
+		return validResponse.VisitGetPMachineResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// PatchPMachine operation middleware
+func (sh *strictHandler) PatchPMachine(ctx echo.Context, pmachine PMachineName, params PatchPMachineParams) error {
+	var request PatchPMachineRequestObject
+
+	request.Pmachine = pmachine
+	request.Params = params
+
+	var body PatchPMachineJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.PatchPMachine(ctx.Request().Context(), request.(PatchPMachineRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PatchPMachine")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(PatchPMachineResponseObject); ok {
+		return validResponse.VisitPatchPMachineResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// MountOnPMachine operation middleware
+func (sh *strictHandler) MountOnPMachine(ctx echo.Context, pmachine PMachineName, params MountOnPMachineParams) error {
+	var request MountOnPMachineRequestObject
+
+	request.Pmachine = pmachine
+	request.Params = params
+
+	var body MountOnPMachineJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.MountOnPMachine(ctx.Request().Context(), request.(MountOnPMachineRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "MountOnPMachine")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(MountOnPMachineResponseObject); ok {
+		return validResponse.VisitMountOnPMachineResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UnmountFromPMachine operation middleware
+func (sh *strictHandler) UnmountFromPMachine(ctx echo.Context, pmachine PMachineName, vpool VPoolName, params UnmountFromPMachineParams) error {
+	var request UnmountFromPMachineRequestObject
+
+	request.Pmachine = pmachine
+	request.Vpool = vpool
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UnmountFromPMachine(ctx.Request().Context(), request.(UnmountFromPMachineRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UnmountFromPMachine")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UnmountFromPMachineResponseObject); ok {
+		return validResponse.VisitUnmountFromPMachineResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// TestPMachine operation middleware
+func (sh *strictHandler) TestPMachine(ctx echo.Context, pmachine PMachineName) error {
+	var request TestPMachineRequestObject
+
+	request.Pmachine = pmachine
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.TestPMachine(ctx.Request().Context(), request.(TestPMachineRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TestPMachine")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(TestPMachineResponseObject); ok {
+		return validResponse.VisitTestPMachineResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -15063,6 +17756,357 @@ func (sh *strictHandler) WaitLevel(ctx echo.Context, vdisk VDiskName) error {
 	return nil
 }
 
+// ListVMachines operation middleware
+func (sh *strictHandler) ListVMachines(ctx echo.Context, params ListVMachinesParams) error {
+	var request ListVMachinesRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListVMachines(ctx.Request().Context(), request.(ListVMachinesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListVMachines")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListVMachinesResponseObject); ok {
+		return validResponse.VisitListVMachinesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeleteVMachine operation middleware
+func (sh *strictHandler) DeleteVMachine(ctx echo.Context, vmachine VMachineName, params DeleteVMachineParams) error {
+	var request DeleteVMachineRequestObject
+
+	request.Vmachine = vmachine
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteVMachine(ctx.Request().Context(), request.(DeleteVMachineRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteVMachine")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteVMachineResponseObject); ok {
+		return validResponse.VisitDeleteVMachineResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetVMachine operation middleware
+func (sh *strictHandler) GetVMachine(ctx echo.Context, vmachine VMachineName) error {
+	var request GetVMachineRequestObject
+
+	request.Vmachine = vmachine
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetVMachine(ctx.Request().Context(), request.(GetVMachineRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetVMachine")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetVMachineResponseObject); ok {
+		return validResponse.VisitGetVMachineResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CloneVMachine operation middleware
+func (sh *strictHandler) CloneVMachine(ctx echo.Context, vmachine VMachineName, params CloneVMachineParams) error {
+	var request CloneVMachineRequestObject
+
+	request.Vmachine = vmachine
+	request.Params = params
+
+	var body CloneVMachineJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CloneVMachine(ctx.Request().Context(), request.(CloneVMachineRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CloneVMachine")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CloneVMachineResponseObject); ok {
+		return validResponse.VisitCloneVMachineResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// RollbackVMachine operation middleware
+func (sh *strictHandler) RollbackVMachine(ctx echo.Context, vmachine VMachineName, params RollbackVMachineParams) error {
+	var request RollbackVMachineRequestObject
+
+	request.Vmachine = vmachine
+	request.Params = params
+
+	var body RollbackVMachineJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RollbackVMachine(ctx.Request().Context(), request.(RollbackVMachineRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RollbackVMachine")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RollbackVMachineResponseObject); ok {
+		return validResponse.VisitRollbackVMachineResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListVMachineSnapshots operation middleware
+func (sh *strictHandler) ListVMachineSnapshots(ctx echo.Context, vmachine VMachineName, params ListVMachineSnapshotsParams) error {
+	var request ListVMachineSnapshotsRequestObject
+
+	request.Vmachine = vmachine
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListVMachineSnapshots(ctx.Request().Context(), request.(ListVMachineSnapshotsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListVMachineSnapshots")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListVMachineSnapshotsResponseObject); ok {
+		return validResponse.VisitListVMachineSnapshotsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CreateVMachineSnapshot operation middleware
+func (sh *strictHandler) CreateVMachineSnapshot(ctx echo.Context, vmachine VMachineName, params CreateVMachineSnapshotParams) error {
+	var request CreateVMachineSnapshotRequestObject
+
+	request.Vmachine = vmachine
+	request.Params = params
+
+	var body CreateVMachineSnapshotJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateVMachineSnapshot(ctx.Request().Context(), request.(CreateVMachineSnapshotRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateVMachineSnapshot")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreateVMachineSnapshotResponseObject); ok {
+		return validResponse.VisitCreateVMachineSnapshotResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeleteVMachineSnapshot operation middleware
+func (sh *strictHandler) DeleteVMachineSnapshot(ctx echo.Context, vmachine VMachineName, snapshot VMachineSnapshotName, params DeleteVMachineSnapshotParams) error {
+	var request DeleteVMachineSnapshotRequestObject
+
+	request.Vmachine = vmachine
+	request.Snapshot = snapshot
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteVMachineSnapshot(ctx.Request().Context(), request.(DeleteVMachineSnapshotRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteVMachineSnapshot")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteVMachineSnapshotResponseObject); ok {
+		return validResponse.VisitDeleteVMachineSnapshotResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetVMachineSnapshot operation middleware
+func (sh *strictHandler) GetVMachineSnapshot(ctx echo.Context, vmachine VMachineName, snapshot VMachineSnapshotName) error {
+	var request GetVMachineSnapshotRequestObject
+
+	request.Vmachine = vmachine
+	request.Snapshot = snapshot
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetVMachineSnapshot(ctx.Request().Context(), request.(GetVMachineSnapshotRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetVMachineSnapshot")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetVMachineSnapshotResponseObject); ok {
+		return validResponse.VisitGetVMachineSnapshotResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// SetVMachineTemplate operation middleware
+func (sh *strictHandler) SetVMachineTemplate(ctx echo.Context, vmachine VMachineName, params SetVMachineTemplateParams) error {
+	var request SetVMachineTemplateRequestObject
+
+	request.Vmachine = vmachine
+	request.Params = params
+
+	var body SetVMachineTemplateJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.SetVMachineTemplate(ctx.Request().Context(), request.(SetVMachineTemplateRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetVMachineTemplate")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(SetVMachineTemplateResponseObject); ok {
+		return validResponse.VisitSetVMachineTemplateResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // ListVPools operation middleware
 func (sh *strictHandler) ListVPools(ctx echo.Context, params ListVPoolsParams) error {
 	var request ListVPoolsRequestObject
@@ -15278,6 +18322,80 @@ func (sh *strictHandler) SetVPoolCredentials(ctx echo.Context, vpool VPoolName) 
 		return err
 	} else if validResponse, ok := response.(SetVPoolCredentialsResponseObject); ok {
 		return validResponse.VisitSetVPoolCredentialsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetMountHelp operation middleware
+func (sh *strictHandler) GetMountHelp(ctx echo.Context, vpool VPoolName, params GetMountHelpParams) error {
+	var request GetMountHelpRequestObject
+
+	request.Vpool = vpool
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetMountHelp(ctx.Request().Context(), request.(GetMountHelpRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetMountHelp")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetMountHelpResponseObject); ok {
+		return validResponse.VisitGetMountHelpResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// TestMount operation middleware
+func (sh *strictHandler) TestMount(ctx echo.Context, vpool VPoolName) error {
+	var request TestMountRequestObject
+
+	request.Vpool = vpool
+
+	var body TestMountJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.TestMount(ctx.Request().Context(), request.(TestMountRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TestMount")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(TestMountResponseObject); ok {
+		return validResponse.VisitTestMountResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
