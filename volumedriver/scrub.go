@@ -455,13 +455,7 @@ func (d *Driver) eachVersion(ctx context.Context, r *root, h blockmap.Handle, fn
 // liveGenerations gives the frozen generations of a handle that something needs, and the generation from which on any may be.
 func (d *Driver) liveGenerations(r *root, h blockmap.Handle) (live []uint32, from uint32, err error) {
 	if v := d.lookup(r.ID); v != nil {
-		v.storing.Lock() // over a freeze and the note of it
-		defer v.storing.Unlock()
-		v.mu.RLock()
-		live = v.liveLocked(h)
-		v.mu.RUnlock()
-		from, err = d.maps.Generation(h)
-		return live, from, err
+		return v.line(h)
 	}
 	if from, err = d.maps.Generation(h); err != nil {
 		return nil, 0, err

@@ -729,11 +729,27 @@ func (v *Volume) liveLocked(h blockmap.Handle) []uint32 {
 	return slices.Compact(gens)
 }
 
+// line gives the frozen generations of a handle that something of this volume needs, ascending, and the generation that
+// is written now. They are of one moment: a generation that an install is freezing is either among the first or is the second.
+// Whoever looks at one after the other takes a snapshot for none, and what it holds for garbage.
+func (v *Volume) line(h blockmap.Handle) (live []uint32, current uint32, err error) {
+	v.storing.Lock() // over a freeze and the note of it
+	defer v.storing.Unlock()
+	v.mu.RLock()
+	live = v.liveLocked(h)
+	v.mu.RUnlock()
+	current, err = v.d.maps.Generation(h)
+	return live, current, err
+}
+
 // release gives back what only generation p could see, unless something still needs it: then whoever needed it last calls
 // again. snapping is held, or the volume is not in use yet.
 func (v *Volume) release(p mapPoint) error {
+	live, current, err := v.line(p.handle)
+	if err != nil && !errors.Is(err, blockmap.ErrHandle) { // a crash may have come after it was dropped
+		return fmt.Errorf("release generation %d of volume %s: %w", p.gen, v.id, err)
+	}
 	v.mu.RLock()
-	live := v.liveLocked(p.handle)
 	ours := slices.ContainsFunc(v.root.Branches, func(b branch) bool { return b.Handle == p.handle })
 	isHead := v.root.Handle == p.handle
 	v.mu.RUnlock()
@@ -741,7 +757,6 @@ func (v *Volume) release(p mapPoint) error {
 	if needed && ours {
 		return nil
 	}
-	var err error
 	switch {
 	case !ours: // the root has let go of the whole handle, and a crash came before it was dropped
 		err = v.d.maps.DropVolume(p.handle)
@@ -757,9 +772,7 @@ func (v *Volume) release(p mapPoint) error {
 		if i < len(live) {
 			next = live[i]
 		} else if isHead {
-			if next, err = v.d.maps.Generation(p.handle); err != nil {
-				break
-			}
+			next = current
 		}
 		err = v.d.maps.Release(p.handle, p.gen, prev, next)
 	}
@@ -834,6 +847,10 @@ func (v *Volume) SnapshotSpace(ctx context.Context, id uuid.UUID) (unique, share
 	}
 	v.snapping.Lock()
 	defer v.snapping.Unlock()
+	live, current, err := v.line(s.Handle)
+	if err != nil {
+		return 0, 0, fmt.Errorf("space of snapshot %s of volume %s: %w", s.Name, v.id, err)
+	}
 	v.mu.RLock()
 	others := 0
 	for _, o := range v.snaps {
@@ -841,7 +858,6 @@ func (v *Volume) SnapshotSpace(ctx context.Context, id uuid.UUID) (unique, share
 			others++
 		}
 	}
-	live := v.liveLocked(s.Handle)
 	pinned := slices.ContainsFunc(v.root.Branches, func(b branch) bool { return mapPoint{b.Parent, b.Gen} == s.point() })
 	v.mu.RUnlock()
 	if v.describe(s).Clones > 0 || others > 1 || pinned {
@@ -855,9 +871,7 @@ func (v *Volume) SnapshotSpace(ctx context.Context, id uuid.UUID) (unique, share
 	if i+1 < len(live) {
 		next = live[i+1]
 	} else if s.Handle == v.handle() {
-		if next, err = v.d.maps.Generation(s.Handle); err != nil {
-			return 0, 0, err
-		}
+		next = current
 	}
 	n, err := v.d.maps.Unique(s.Handle, s.Gen, prev, next)
 	if err != nil {
