@@ -430,6 +430,7 @@ func (v *Volume) keepLine(s *snapshot, own bool) error {
 	if _, err := v.newSnapshot(s.SnapshotSpec); err != nil {
 		return err
 	}
+	v.storing.Lock() // over the freeze and the note of it: whoever asks what lives on the line sees both or neither
 	var err error
 	if own {
 		if s.Gen, err = v.d.maps.Generation(s.Handle); err == nil {
@@ -439,18 +440,20 @@ func (v *Volume) keepLine(s *snapshot, own bool) error {
 		v.mu.RLock()
 		still := slices.ContainsFunc(v.snaps, func(o *snapshot) bool { return o.point() == s.point() })
 		v.mu.RUnlock()
-		if !still {
-			return fmt.Errorf("the snapshot to begin with was deleted meanwhile: %w", ErrRewind)
+		if err = fmt.Errorf("the snapshot to begin with was deleted meanwhile: %w", ErrRewind); still {
+			err = v.d.maps.Put([]blockmap.KV{s.encode(v.id)}, true)
 		}
-		err = v.d.maps.Put([]blockmap.KV{s.encode(v.id)}, true)
 	}
+	if err == nil {
+		v.mu.Lock()
+		v.snaps = append(slices.Clone(v.snaps), s)
+		v.sortSnapshots()
+		v.mu.Unlock()
+	}
+	v.storing.Unlock()
 	if err != nil {
 		return err
 	}
-	v.mu.Lock()
-	v.snaps = append(slices.Clone(v.snaps), s)
-	v.sortSnapshots()
-	v.mu.Unlock()
 	if own {
 		return v.behead(mapPoint{handle: s.Handle})
 	}
