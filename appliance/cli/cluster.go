@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"varve/appliance/server"
+	v1 "varve/control/api/customer"
 	"varve/control/raft"
 	"varve/control/replica"
 	"varve/control/state"
@@ -116,7 +117,7 @@ if the directory holds a node already.`,
 }
 
 func (e *env) clusterStatusCommand() *cobra.Command {
-	return &cobra.Command{
+	return e.overNetwork(&cobra.Command{
 		Use: "status", Short: "Say how the nodes are, as this one sees them", Args: cobra.NoArgs,
 		Long: "Say how the nodes are, as this one sees them. It needs no majority. Exit code 1 if something is wrong.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -132,7 +133,7 @@ func (e *env) clusterStatusCommand() *cobra.Command {
 				return err
 			})
 		},
-	}
+	}, verb{use: "status", short: "Say how the nodes are, as the one at --at sees them", method: http.MethodGet, path: fixed("cluster")})
 }
 
 func printCluster(w io.Writer, s server.ClusterStatus) error {
@@ -198,7 +199,16 @@ its hash. On the other appliance, before it holds anything:
 	}
 	create.Flags().StringVar(&role, "role", state.RoleMaster, "master, which votes when it has a place, or extra")
 	create.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long it may be used, at most 24h")
-	token.AddCommand(create)
+	token.AddCommand(e.overNetwork(create, verb{use: create.Use, short: create.Short, method: http.MethodPost, path: func([]string) []string { return []string{"cluster", "tokens"} },
+		body: func([]string) (any, error) { return v1.JoinTokenCreate{Role: role, TTL: int(ttl / time.Second)}, nil },
+		table: func(w io.Writer, raw json.RawMessage) error {
+			var t v1.JoinToken
+			if err := json.Unmarshal(raw, &t); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintln(w, t.Token)
+			return err
+		}}))
 	return token
 }
 
@@ -258,11 +268,17 @@ func (e *env) clusterLeaveCommand() *cobra.Command {
 	return c
 }
 
+func nodePath(args []string) []string { return []string{"nodes", args[0]} }
+
 // nodeVerbs are those of `varve node` that change the cluster.
 func (e *env) nodeVerbs() []*cobra.Command {
 	master, extra, yes, no := state.RoleMaster, state.RoleExtra, true, false
 	set := func(use, short string, change state.SetNode) *cobra.Command {
-		return &cobra.Command{Use: use + " NAME", Short: short, Args: cobra.ExactArgs(1),
+		patch := v1.NodePatch{Offline: change.Offline}
+		if change.Role != nil {
+			patch.Role = *change.Role
+		}
+		return e.overNetwork(&cobra.Command{Use: use + " NAME", Short: short, Args: cobra.ExactArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				return e.onNode(cmd, use+" node", args[0], func(ctx context.Context, l local) error {
 					n, err := l.node(ctx, args[0])
@@ -273,7 +289,8 @@ func (e *env) nodeVerbs() []*cobra.Command {
 					c.ID = n.ID
 					return l.commit(ctx, &c)
 				})
-			}}
+			}}, verb{use: use + " NAME", short: short, args: []string{"NAME"}, method: http.MethodPatch, path: nodePath,
+			body: func([]string) (any, error) { return patch, nil }})
 	}
 	var force bool
 	remove := &cobra.Command{Use: "remove NAME", Short: "Take a node out of the cluster for ever", Args: cobra.ExactArgs(1),
@@ -287,6 +304,8 @@ func (e *env) nodeVerbs() []*cobra.Command {
 			})
 		}}
 	remove.Flags().BoolVar(&force, "force", false, "give up the vPools and volumes that it owns")
+	remove = e.overNetwork(remove, verb{use: remove.Use, short: remove.Short, args: []string{"NAME"}, method: http.MethodDelete, path: nodePath,
+		query: func() map[string]string { return map[string]string{"force": fmt.Sprint(force)} }, confirm: func(args []string) string { return args[0] }})
 	show := &cobra.Command{Use: "show NAME", Short: "Show a node", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return e.onNode(cmd, "show node", args[0], func(ctx context.Context, l local) error {

@@ -25,12 +25,17 @@ type doctorReport struct {
 }
 
 func (e *env) doctorCommand() *cobra.Command {
-	return &cobra.Command{
+	var codes bool
+	c := &cobra.Command{
 		Use: "doctor", Short: "Probe whether this machine is fit, and whether the appliance serves", Args: cobra.NoArgs,
 		Long: `Probe the disk under --data DIR (flushes, speed, space, backend behaviour), the machine (clock, limits, memory) and, if an appliance
 runs on DIR, that every export opens and reads, as a hypervisor would mount it. Works before the first start, too.
+Every check has a code that never changes; --codes lists them with what helps. varve health tells what the running nodes have checked.
 Exit code 1 if a check fails; warnings do not change it.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if codes {
+				return e.show(doctor.Codes(), printCodes)
+			}
 			if e.at != "" {
 				return usage("doctor probes this machine: run it on the appliance with --data DIR")
 			}
@@ -60,6 +65,8 @@ Exit code 1 if a check fails; warnings do not change it.`,
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&codes, "codes", false, "list the codes of all checks, and check nothing")
+	return c
 }
 
 func printChecks(w io.Writer, checks []doctor.Result) error {

@@ -22,7 +22,7 @@ func (e *env) vdiskCommand() *cobra.Command {
 		Long: `Virtual disks. A vDisk is named VPOOL/PATH, such as default/disk1 or default/vms/web/root. It is the file PATH.raw of the NFS
 export /VPOOL and the NBD export VPOOL/PATH.`,
 	}
-	c.AddCommand(e.vdiskCreate(), e.vdiskList(), e.vdiskShow(), e.vdiskResize(), e.vdiskRename(), e.vdiskDelete(),
+	c.AddCommand(e.vdiskCreate(), e.vdiskList(), e.vdiskShow(), e.vdiskResize(), e.vdiskRename(), e.vdiskDelete(), e.protectionCommand(),
 		e.importCommand(), e.exportCommand(), e.explainCommand())
 	c.AddCommand(e.vdiskVerbs()...)
 	return c

@@ -15,7 +15,7 @@ import (
 
 func (e *env) vpoolCommand() *cobra.Command {
 	c := &cobra.Command{Use: "vpool", Short: "Storage pools, each exported as one datastore"}
-	c.AddCommand(e.vpoolCreate(), e.vpoolList(), e.vpoolShow(), e.vpoolSet(), e.vpoolSetCredentials(), e.vpoolDelete())
+	c.AddCommand(e.vpoolCreate(), e.vpoolList(), e.vpoolShow(), e.vpoolSet(), e.vpoolSetCredentials(), e.capacityCommand(), e.vpoolDelete())
 	return c
 }
 

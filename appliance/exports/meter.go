@@ -13,20 +13,33 @@ import (
 	"varve/volumedriver/blockio"
 )
 
-// meter counts what clients do with a volume. Requests and bytes are all counted; how long one took, of those that went through without
-// waiting, of one in sampleEvery, which counts for as many, so that the clock costs little.
+// meter counts what clients do with a volume. Requests and bytes are all counted. How long one took is of the first exactMax after a look at
+// the meter, and then, of those that go through without waiting, of one in sampleEvery, which counts for as many, so that the clock
+// costs little where there is much to count.
 type meter struct {
 	turn                  atomic.Uint32
+	exact                 atomic.Int32
 	reads, writes         atomic.Uint64
 	bytesRead, bytesWrite atomic.Uint64
 	readTime, writeTime   [figures.Buckets]atomic.Uint32
 	flushes               atomic.Uint64
 }
 
-const sampleEvery = 16
+const (
+	sampleEvery = 16
+	exactMax    = 256
+)
 
-// sampled says whether to look at the clock for this request.
-func (m *meter) sampled() bool { return m.turn.Add(1)%sampleEvery == 0 }
+// sampled says for how many requests this one's time counts; 0: it is not taken.
+func (m *meter) sampled() uint32 {
+	if m.exact.Load() > 0 && m.exact.Add(-1) >= 0 {
+		return 1
+	}
+	if m.turn.Add(1)%sampleEvery == 0 {
+		return sampleEvery
+	}
+	return 0
+}
 
 func took(l *[figures.Buckets]atomic.Uint32, since time.Time, times uint32) {
 	l[figures.Bucket(time.Since(since))].Add(times)
@@ -44,6 +57,7 @@ func (m *meter) load() Load {
 	for i := range l.ReadTime {
 		l.ReadTime[i], l.WriteTime[i] = m.readTime[i].Load(), m.writeTime[i].Load()
 	}
+	m.exact.Store(exactMax)
 	return l
 }
 
@@ -104,7 +118,8 @@ func (v metered) counted(reads bool, n int) {
 
 // TryRead implements nbd.Device and nfs.File.
 func (v metered) TryRead(p []byte, off int64) error {
-	if !v.m.sampled() {
+	times := v.m.sampled()
+	if times == 0 {
 		err := v.Volume.TryRead(p, off)
 		if err == nil {
 			v.counted(true, len(p))
@@ -115,7 +130,7 @@ func (v metered) TryRead(p []byte, off int64) error {
 	err := v.Volume.TryRead(p, off)
 	if err == nil {
 		v.counted(true, len(p))
-		took(&v.m.readTime, start, sampleEvery)
+		took(&v.m.readTime, start, times)
 	}
 	return err
 }
@@ -131,8 +146,8 @@ func (v metered) Read(ctx context.Context, p []byte, off int64) error {
 
 // TryWrite implements nbd.Device and nfs.File.
 func (v metered) TryWrite(p []byte, off int64, f blockio.Flags, c blockio.Completer, tag uint64) error {
-	if v.m.sampled() {
-		c = &timed{c, v.m, time.Now()}
+	if times := v.m.sampled(); times > 0 {
+		c = &timed{c, v.m, time.Now(), times}
 	}
 	err := v.Volume.TryWrite(p, off, f, c, tag)
 	if err == nil {
@@ -150,6 +165,22 @@ func (v metered) Write(ctx context.Context, p []byte, off int64, f blockio.Flags
 	return err
 }
 
+// TryZero implements nbd.Device and nfs.File. Zeroes are written without their bytes.
+func (v metered) TryZero(off, n int64, f blockio.Flags, c blockio.Completer, tag uint64) error {
+	err := v.Volume.TryZero(off, n, f, c, tag)
+	if err == nil {
+		v.counted(false, 0)
+	}
+	return err
+}
+
+// Zero implements nbd.Device and nfs.File.
+func (v metered) Zero(ctx context.Context, off, n int64, f blockio.Flags) error {
+	err := v.Volume.Zero(ctx, off, n, f)
+	v.counted(false, 0)
+	return err
+}
+
 // TryFlush implements nbd.Device.
 func (v metered) TryFlush(c blockio.Completer, tag uint64) error {
 	err := v.Volume.TryFlush(c, tag)
@@ -164,11 +195,12 @@ type timed struct {
 	blockio.Completer
 	m     *meter
 	start time.Time
+	times uint32
 }
 
 // Done implements blockio.Completer.
 func (t *timed) Done(tag uint64, err error) {
-	took(&t.m.writeTime, t.start, sampleEvery)
+	took(&t.m.writeTime, t.start, t.times)
 	t.Completer.Done(tag, err)
 }
 

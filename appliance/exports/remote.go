@@ -232,17 +232,25 @@ func (r *Remote) answer() {
 			return nil
 		}))
 	})
-	on("delete-snapshot", func(ctx context.Context, c engineCall) (any, error) { return nothing(e.DeleteSnapshot(ctx, c.Volume, c.ID)) })
+	on("delete-snapshot", func(ctx context.Context, c engineCall) (any, error) {
+		return nothing(e.DeleteSnapshot(ctx, c.Volume, c.ID))
+	})
 	on("snapshot-space", func(ctx context.Context, c engineCall) (any, error) {
 		unique, shared, err := e.SnapshotSpace(ctx, c.Volume, c.ID)
 		return [2]int64{unique, shared}, err
 	})
-	on("rollback", func(ctx context.Context, c engineCall) (any, error) { return nothing(e.Rollback(ctx, c.Volume, c.ID, c.Spec)) })
+	on("rollback", func(ctx context.Context, c engineCall) (any, error) {
+		return nothing(e.Rollback(ctx, c.Volume, c.ID, c.Spec))
+	})
 	on("clone", func(ctx context.Context, c engineCall) (any, error) { return nothing(e.Clone(ctx, c.Volume)) })
-	on("template", func(ctx context.Context, c engineCall) (any, error) { return nothing(e.SetTemplate(ctx, c.Volume, c.On)) })
+	on("template", func(ctx context.Context, c engineCall) (any, error) {
+		return nothing(e.SetTemplate(ctx, c.Volume, c.On))
+	})
 	on("ledger", func(ctx context.Context, c engineCall) (any, error) { return e.Ledger(ctx, c.Volume) })
 	on("rewind-range", func(ctx context.Context, c engineCall) (any, error) { return e.RewindRange(ctx, c.Volume) })
-	on("wait", func(ctx context.Context, c engineCall) (any, error) { return nothing(e.WaitLevel(ctx, c.Volume, c.Text)) })
+	on("wait", func(ctx context.Context, c engineCall) (any, error) {
+		return nothing(e.WaitLevel(ctx, c.Volume, c.Text))
+	})
 }
 
 // sameSpec compares what a change of a snapshot is based on; times as they are on the wire.

@@ -207,9 +207,11 @@ func BundleOf(dir string) ([]byte, error) {
 
 // Adopt makes a bundle's keys those of dir. A key that is there already stays, for what it has sealed.
 func Adopt(dir string, bundle []byte) error {
-	k, err := OpenKeys(dir)
-	if err != nil {
-		return err
+	k := &Keys{dir: dir, all: make(map[string]*key)}
+	if _, err := os.Stat(filepath.Join(dir, fileName)); !errors.Is(err, fs.ErrNotExist) {
+		if k, err = OpenKeys(dir); err != nil {
+			return err
+		}
 	}
 	return k.Add(bundle)
 }
