@@ -59,5 +59,7 @@ bench: setup build
 soak: setup build
 	VARVE_SOAK_MINUTES=$(or $(SOAK),10) $(GO) run ./test/run soak
 
+include image/image.mk
+
 clean:
-	rm -rf bin
+	rm -rf bin build

@@ -48,8 +48,8 @@ rootfs() {
 squash() {
 	# GRUB reads kernel and initrd from here: it knows gzip, and what is compressed already stays as it is.
 	rm -f "$out/root.squashfs"
-	mksquashfs "$out/rootfs" "$out/root.squashfs" -noappend -no-progress -quiet -comp gzip -Xcompression-level 9 -b 256K -xattrs \
-		-all-time "$SOURCE_DATE_EPOCH" -action 'uncompressed@name(vmlinuz-*)' -action 'uncompressed@name(initrd.img-*)'
+	env -u SOURCE_DATE_EPOCH mksquashfs "$out/rootfs" "$out/root.squashfs" -noappend -no-progress -quiet -comp gzip -Xcompression-level 9 -b 256K -xattrs \
+		-mkfs-time "$SOURCE_DATE_EPOCH" -all-time "$SOURCE_DATE_EPOCH" -action 'uncompressed@name(vmlinuz-*)' -action 'uncompressed@name(initrd.img-*)'
 	local size; size=$(stat -c %s "$out/root.squashfs")
 	((size <= SLOT_A[1] * MIB)) || { echo "root.squashfs ($size bytes) is larger than a slot"; exit 1; }
 }

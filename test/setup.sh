@@ -2,6 +2,7 @@
 # setup.sh go:       installs Go if there is none, or one older than 1.21 (root).
 # setup.sh node:     makes .cache/node if there is no Node.js that the console can be built with (root only for Debian's npm).
 # setup.sh packages: installs the Debian 12 packages that the tests and benchmarks use and that are missing (root).
+# setup.sh image:    installs what building and booting the appliance's image takes (root).
 # setup.sh cache:    fills .cache/ with what takes long to make: the guest's kernel, fio with the nfs engine, an S3 server.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,11 +16,14 @@ PACKAGES="make gcc libc6-dev patch dpkg-dev xz-utils
 	rabbitmq-server memcached
 	nfs-common nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 util-linux
 	chromium
-	busybox-static kmod e2fsprogs dosfstools mtools syslinux syslinux-common xfsprogs fdisk"
+	busybox-static kmod systemd e2fsprogs dosfstools mtools syslinux syslinux-common xfsprogs fdisk"
+
+IMAGE_PACKAGES="mmdebstrap squashfs-tools fdisk dosfstools mtools grub-common grub-pc-bin zstd qemu-utils dpkg-dev xz-utils
+	systemd ovmf xorriso"
 
 packages() {
 	local missing=() p
-	for p in $PACKAGES; do
+	for p in ${*:-$PACKAGES}; do
 		dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q ' installed$' || missing+=("$p")
 	done
 	[ ${#missing[@]} = 0 ] && return
@@ -130,6 +134,7 @@ case ${1:-} in
 go) golang ;;
 node) node ;;
 packages) packages ;;
+image) packages $IMAGE_PACKAGES ;;
 cache) kernel; fio_nfs; versitygw ;;
-*) sed -n '2,5s/^# //p' "$0"; exit 2 ;;
+*) sed -n '2,6s/^# //p' "$0"; exit 2 ;;
 esac

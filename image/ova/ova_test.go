@@ -91,7 +91,7 @@ func TestLintFindsWhatImportersStumbleOver(t *testing.T) {
 		{"<rasd:Parent>3</rasd:Parent>", "<rasd:Parent>33</rasd:Parent>", "controller"},
 		{"VmxNet3", "PCNet32", "becomes an e1000"},
 		{"<rasd:AutomaticAllocation>true", "<rasd:AutomaticAllocation>false", "left out: it is not allocated"},
-		{"<rasd:AddressOnParent>1<", "<rasd:AddressOnParent>0<", `position "0"`},
+		{"<rasd:AddressOnParent>1<", "<rasd:AddressOnParent>0<", `position "3/0"`},
 		{"<vssd:VirtualSystemIdentifier>varve</vssd:VirtualSystemIdentifier>", "", "has no name"},
 		{`<File ovf:id="file1"`, `<File id="file1" ovf:id="file1"`, "attribute id of File has no prefix"},
 		{"ovf/envelope/1", "ovf/envelope/2", "is no OVF 1.x"},
@@ -237,8 +237,11 @@ func TestGovmomiSimulatorImports(t *testing.T) {
 			t.Fatal(err)
 		}
 		im := importer.Importer{Client: c, Finder: finder, Datacenter: dc, Datastore: store, ResourcePool: pool, Host: host, Folder: folders.VmFolder,
-			Name: "varve", VerifyManifest: true, Log: func(string) (int, error) { return 0, nil },
+			Name: "varve", Log: func(string) (int, error) { return 0, nil },
 			Archive: &importer.TapeArchive{Path: file, Opener: importer.Opener{Client: c}}}
+		if err := im.ReadManifest("*.ovf"); err != nil || len(im.Manifest) != 2 || im.Manifest["varve-1.vmdk"].Algorithm != "SHA256" {
+			t.Errorf("manifest: %v %v", err, im.Manifest)
+		}
 		options := importer.Options{NetworkMapping: []importer.Network{{Name: "management", Network: "VM Network"}, {Name: "storage", Network: "VM Network"}}}
 		vm, err := im.Import(ctx, "*.ovf", options)
 		if err != nil {
