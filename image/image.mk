@@ -2,6 +2,7 @@
 # VERSION names a release; UPDATE_KEYS is a file with the public keys by which the image's updates may be signed.
 VERSION ?= $(shell v=$$(git describe --tags --match 'v[0-9]*' 2>/dev/null); [ -n "$$v" ] && echo $${v\#v} || echo 0.1.0+git$$(git rev-list --count HEAD).$$(git rev-parse --short=10 HEAD))
 IMAGE   := build/image
+EPOCH   := $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct))
 
 .PHONY: deb image image-setup image-test
 
@@ -11,14 +12,14 @@ $(IMAGE)/varve: $(SRC) $(if $(filter yes,$(CONSOLE)),$(WEB)) | toolchain
 	CGO_ENABLED=0 $(GO) build -trimpath $(TAGS) -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./appliance/varve
 
 deb: $(IMAGE)/varve
-	BIN=$(IMAGE)/varve systemd/deb.sh $(VERSION) $(IMAGE)/varve.deb
+	SOURCE_DATE_EPOCH=$(EPOCH) BIN=$(IMAGE)/varve systemd/deb.sh $(VERSION) $(IMAGE)/varve.deb
 	cp $(IMAGE)/varve.deb $(IMAGE)/varve_$(VERSION)_amd64.deb
 
 image-setup: toolchain
 	$(SUDO) test/setup.sh image
 
 image: image-setup deb
-	$(SUDO) env PATH="$$PATH" GO="$(GO)" VERSION="$(VERSION)" UPDATE_KEYS="$(UPDATE_KEYS)" $(IMAGE_ENV) image/build.sh
+	$(SUDO) env PATH="$$PATH" GO="$(GO)" SOURCE_DATE_EPOCH="$(EPOCH)" VERSION="$(VERSION)" UPDATE_KEYS="$(UPDATE_KEYS)" $(IMAGE_ENV) image/build.sh
 
 # Boots what make image made, by BIOS and UEFI, with real clients and power cuts. About ten minutes under emulation.
 image-test: setup image-setup
