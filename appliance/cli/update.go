@@ -36,7 +36,7 @@ const (
 // onSlots runs f with this machine's slots.
 func (e *env) onSlots(what string, f func(update.Config) error) error {
 	run := func() error {
-		keys, err := trustedKeys()
+		keys, err := trustedKeys(updateKeys)
 		if err != nil {
 			return err
 		}
@@ -56,8 +56,8 @@ func (e *env) onSlots(what string, f func(update.Config) error) error {
 	return e.failure(what, "", err)
 }
 
-func trustedKeys() ([]ed25519.PublicKey, error) {
-	b, err := os.ReadFile(updateKeys)
+func trustedKeys(path string) ([]ed25519.PublicKey, error) {
+	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil // then nothing is trusted
 	}
@@ -166,6 +166,7 @@ up three times, the system of before starts again by itself. varve update rollou
 			return e.onSlots("update", func(c update.Config) error { return c.Serve(cmd.Context(), update.Dir(e.data), reboot) })
 		},
 	})
+	c.AddCommand(e.rolloutCommands()...)
 	c.AddCommand(e.packCommands()...)
 	return c
 }

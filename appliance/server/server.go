@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -133,13 +134,16 @@ func (a *appliance) wire(ctx context.Context) error {
 	a.pmachines = pmachine.New(pmachine.Config{Raft: a.raft, Store: store, Vault: a.secrets, Machines: knownDisks{a}, Address: mounts{a}.Address, Log: a.logOf("pmachine")})
 	a.vmachines = vmachine.New(vmachine.Config{Raft: a.raft, Store: store, Disks: a.vdisks, Files: a.engine, Node: a.raft.ID(), Power: a.pmachines.Power,
 		Emit: a.events.Emit, Log: a.logOf("vmachine")})
-	if err := a.newAutomation(append(a.vdisks.TaskTypes(), a.vmachines.TaskTypes()...)...); err != nil {
+	roll := a.newRollout()
+	if err := a.newAutomation(slices.Concat(a.vdisks.TaskTypes(), a.vmachines.TaskTypes(), a.vpools.TaskTypes(), roll.Types())...); err != nil {
 		return err
 	}
+	roll.Use(a.automation.broker)
 	if err := a.openHistory(); err != nil {
 		return err
 	}
 	estate{a}.answer()
+	a.metrics.MustRegister(estateMetrics{estate{a}})
 	auto := a.automation
 	web, err := console.New()
 	if err != nil {
