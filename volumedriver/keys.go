@@ -333,6 +333,45 @@ func (d *Driver) RewrapKeys(ctx context.Context, pool uuid.UUID) error {
 	return nil
 }
 
+// RotateKeys gives every encrypted volume of a vPool a new key for what is written from now on; progress, which may be nil, is told
+// volumes. It can be cut off and called again: some then have one more key.
+func (d *Driver) RotateKeys(ctx context.Context, pool uuid.UUID, progress func(done, total int64)) error {
+	roots := slices.DeleteFunc(d.rootsOf(pool), func(r root) bool { return len(r.Keys) == 0 })
+	for i, r := range roots {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		v, err := d.Volume(ctx, r.ID)
+		if err == nil {
+			err = v.RotateKey()
+		}
+		if err != nil && !errors.Is(err, ErrUnknownVolume) && !errors.Is(err, blockio.ErrClosed) { // deleted meanwhile
+			return err
+		}
+		if progress != nil {
+			progress(int64(i+1), int64(len(roots)))
+		}
+	}
+	return d.waitRoots(ctx, pool)
+}
+
+// waitRoots waits until the backend has the root objects of all encrypted volumes of a vPool as they are now: a rebuild finds the
+// volumes' keys there.
+func (d *Driver) waitRoots(ctx context.Context, pool uuid.UUID) error {
+	for {
+		d.destager.notify()
+		waits := slices.ContainsFunc(d.rootsOf(pool), func(r root) bool { return len(r.Keys) > 0 && !r.Name.Put && r.Name.Path != "" })
+		if !waits {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the root objects of vPool %s: %w", pool, ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
 // editRoot changes the volume's root durably, here at once and soon on the backend.
 func (v *Volume) editRoot(edit func(*root)) error {
 	v.storing.Lock()

@@ -91,6 +91,7 @@ func TestObjectCommands(t *testing.T) {
 		{"vdisk clone default/d@s1 default/c", "", 0, `(?m)^Parent: +default/d@`, ``},
 		{"vdisk clone default/d@nope default/x", "", 3, ``, `not found`},
 		{"vdisk rollback default/d@s1 --confirm default/d", "", 0, `(?m)^Automatic: +yes$`, ``},
+		{"vpool rotate-keys default", "", 4, ``, `is not encrypted`},
 		{"vdisk flatten default/d", "", 4, ``, `is no clone`},
 		{"vdisk flatten default/c", "", 0, `(?m)^State: +succeeded$`, ``},
 		{"vdisk show default/c -o json", "", 0, `"name": ?"default/c"`, ``},

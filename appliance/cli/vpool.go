@@ -15,7 +15,7 @@ import (
 
 func (e *env) vpoolCommand() *cobra.Command {
 	c := &cobra.Command{Use: "vpool", Short: "Storage pools, each exported as one datastore"}
-	c.AddCommand(e.vpoolCreate(), e.vpoolList(), e.vpoolShow(), e.vpoolSet(), e.vpoolSetCredentials(), e.capacityCommand(), e.vpoolDelete())
+	c.AddCommand(e.vpoolCreate(), e.vpoolList(), e.vpoolShow(), e.vpoolSet(), e.vpoolSetCredentials(), e.vpoolRotateKeys(), e.capacityCommand(), e.vpoolDelete())
 	return c
 }
 
@@ -51,6 +51,13 @@ A bucket is named ` + s3Help,
 	c.Flags().BoolVar(&spec.Encrypt, "encrypt", false, "give each vDisk a key of its own, and encrypt objects and log with it")
 	must(c.MarkFlagRequired("backend"))
 	return c
+}
+
+func (e *env) vpoolRotateKeys() *cobra.Command {
+	return e.verb(verb{use: "rotate-keys NAME", short: "Give an encrypted vPool and its vDisks new keys", args: []string{"NAME"},
+		long: `Give an encrypted vPool a new key encryption key, and each of its vDisks a new key for what is written from now on. What was written before
+stays under the former keys of the vDisks, which the new key wraps, until the scrub moves it.`,
+		method: http.MethodPost, path: at("vpools", "$", "keys"), task: true})
 }
 
 func (e *env) vpoolList() *cobra.Command {

@@ -51,7 +51,7 @@ type Pools struct {
 
 // pool is an open backend, as it is and as the driver uses it, with the credentials that it was given last.
 type pool struct {
-	name  string
+	vp    state.VPool
 	store backend.Backend
 	used  backend.Backend // store, or store behind the read cache
 	keys  vpool.Keys
@@ -96,7 +96,7 @@ func (p *Pools) Run(ctx context.Context) error {
 			}
 		}
 		for _, id := range open {
-			if err := p.KeysChanged(ctx, id); err != nil {
+			if err := errors.Join(p.KeysChanged(ctx, id), p.kekChanged(id)); err != nil {
 				p.log.Warn("credentials of a vpool are not known", "vpool", id, "err", err)
 			}
 		}
@@ -258,7 +258,7 @@ func (p *Pools) add(ctx context.Context, vp state.VPool) error {
 	used := p.cached.Wrap(vp.ID, vp.Backend, b)
 	p.mu.Lock()
 	delete(p.away, vp.ID)
-	p.pools[vp.ID] = pool{vp.Name, b, used, k}
+	p.pools[vp.ID] = pool{vp, b, used, k}
 	p.mu.Unlock()
 	p.driver.AddPool(vp.ID, used)
 	return nil
@@ -293,11 +293,52 @@ func (p *Pools) options(vp state.VPool) (o volumedriver.PoolOptions, err error) 
 		return o, fmt.Errorf("key of vPool %s: %w", vp.Name, err)
 	}
 	defer clear(secret)
-	o.KEK, err = seal.KEKFrom(secret)
-	return o, err
+	for at := 0; at+seal.SecretBytes <= len(secret); at += seal.SecretBytes { // the one in force, then former ones
+		k, err := seal.KEKFrom(secret[at : at+seal.SecretBytes])
+		if err != nil {
+			return o, fmt.Errorf("key of vPool %s: %w", vp.Name, err)
+		}
+		if o.KEK == nil {
+			o.KEK = k
+			continue
+		}
+		o.OldKEKs = append(o.OldKEKs, k)
+	}
+	return o, nil
 }
 
-// UseKEKs says where the key encryption keys of encrypted vPools come from. It is called before any vPool is added.
+// kekChanged has a vPool's keys wrapped by the key encryption key that is in force now.
+func (p *Pools) kekChanged(id uuid.UUID) error {
+	p.opening.Lock()
+	defer p.opening.Unlock()
+	p.mu.Lock()
+	have, ok := p.pools[id]
+	p.mu.Unlock()
+	if !ok || !have.vp.Encrypted {
+		return nil
+	}
+	o, err := p.options(have.vp)
+	if err == nil {
+		p.driver.SetPoolOptions(id, o)
+	}
+	return err
+}
+
+// Rekey implements vpool.Engine.
+func (p *Pools) Rekey(ctx context.Context, id uuid.UUID, progress func(done, total int64)) error {
+	if err := p.kekChanged(id); err != nil {
+		return err
+	}
+	if _, ok := p.Backend(id); !ok {
+		return fmt.Errorf("change the keys of vPool %s: its backend is away", id)
+	}
+	if err := p.driver.RewrapKeys(ctx, id); err != nil {
+		return err
+	}
+	return p.driver.RotateKeys(ctx, id, progress)
+}
+
+// UseKEKs says where the key encryption keys of encrypted vPools come from: one after the other, the one in force first. It is called before any vPool is added.
 func (p *Pools) UseKEKs(kek func(pool uuid.UUID) ([]byte, error)) { p.kek = kek }
 
 // RemovePool implements vpool.Engine.

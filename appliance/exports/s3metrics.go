@@ -47,7 +47,7 @@ func (m *S3Metrics) Collect(ch chan<- prometheus.Metric) {
 	stores := make(map[string]counting, len(m.pools.pools))
 	for _, p := range m.pools.pools {
 		if s, ok := p.store.(counting); ok {
-			stores[p.name] = s
+			stores[p.vp.Name] = s
 		}
 	}
 	m.pools.mu.Unlock()

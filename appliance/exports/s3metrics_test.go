@@ -6,6 +6,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"varve/control/state"
 	"varve/volumedriver/backend"
 	"varve/volumedriver/backend/backendtest"
 	"varve/volumedriver/backend/s3"
@@ -21,8 +22,8 @@ func (counted) Stats() s3.Stats {
 // TestS3Metrics: what a store has counted is there under its vPool's name; a vPool in a directory has none.
 func TestS3Metrics(t *testing.T) {
 	p := &Pools{pools: map[uuid.UUID]pool{
-		uuid.New(): {name: "cloud", store: counted{backendtest.NewMem()}},
-		uuid.New(): {name: "here", store: backendtest.NewMem()},
+		uuid.New(): {vp: state.VPool{Name: "cloud"}, store: counted{backendtest.NewMem()}},
+		uuid.New(): {vp: state.VPool{Name: "here"}, store: backendtest.NewMem()},
 	}}
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(NewS3Metrics(p))

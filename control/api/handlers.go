@@ -160,6 +160,33 @@ func (a customerAPI) SetVPoolCredentials(ctx context.Context, r v1.SetVPoolCrede
 	return v1.SetVPoolCredentials204Response{}, a.cfg.VPools.SetKeys(ctx, name, vpool.Keys{Access: r.Body.AccessKey, Secret: r.Body.SecretKey}, r.Body.Force)
 }
 
+// RotateVPoolKeys makes a task on each node, since each has keys of its own volumes to wrap anew; it answers with that of this node.
+func (a customerAPI) RotateVPoolKeys(ctx context.Context, r v1.RotateVPoolKeysRequestObject) (v1.RotateVPoolKeysResponseObject, error) {
+	name, err := a.vpoolName(ctx, r.Vpool)
+	if err != nil {
+		return nil, err
+	}
+	about(ctx, "vpool "+name)
+	if r.Params.DryRun {
+		return nil, wouldDo("gives vPool "+name+" a new key encryption key, and its vDisks new keys for what is written from then on", nil, nil, nil, "")
+	}
+	nodes, err := a.cfg.VPools.NewKEK(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	var here v1.Task
+	for i, node := range nodes {
+		task, err := a.submitAt(ctx, node, vpool.RekeyTask, "vpool "+name, vpool.RekeyArgs{VPool: name, Node: node})
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			here = task
+		}
+	}
+	return v1.RotateVPoolKeys202JSONResponse{Body: here, Headers: v1.RotateVPoolKeys202ResponseHeaders{Location: location("tasks", here.ID.String())}}, nil
+}
+
 func (a customerAPI) DeleteVPool(ctx context.Context, r v1.DeleteVPoolRequestObject) (v1.DeleteVPoolResponseObject, error) {
 	name, err := a.vpoolName(ctx, r.Vpool)
 	if err != nil {

@@ -224,3 +224,14 @@ func (e *Engine) Rewind(_ context.Context, v state.Volume, at time.Time, s vdisk
 func (e *Engine) RewindRange(context.Context, state.Volume) (vdisk.RewindRange, error) {
 	return vdisk.RewindRange{From: time.Now().Add(-time.Hour), Window: time.Hour}, nil
 }
+
+// Rekey implements vpool.Engine.
+func (e *Engine) Rekey(_ context.Context, _ uuid.UUID, progress func(done, total int64)) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.fail["Rekey"]; err != nil {
+		return err
+	}
+	progress(1, 1)
+	return nil
+}

@@ -41,6 +41,9 @@ type Engine interface {
 	TryKeys(ctx context.Context, p state.VPool, k Keys) error
 	// KeysChanged has the vPool's backend go on with the credentials that KeysOf gives now.
 	KeysChanged(ctx context.Context, pool uuid.UUID) error
+	// Rekey has all keys of this node's vDisks of an encrypted vPool wrapped by the key that KEKOf gives first now, and gives each vDisk
+	// a new key for what is written from then on. progress is told vDisks.
+	Rekey(ctx context.Context, pool uuid.UUID, progress func(done, total int64)) error
 	// AddPool gives a vPool's backend to the driver.
 	AddPool(ctx context.Context, p state.VPool) error
 	// RemovePool takes it away; no volume of it is open any more.
@@ -101,13 +104,17 @@ func KeysOf(v Vault, pool uuid.UUID) (Keys, error) {
 // KEKBytes is the size of a vPool's key encryption key.
 const KEKBytes = 32
 
-// KEKOf opens the key encryption key of an encrypted vPool. The caller clears it.
+// keksMax bounds how many key encryption keys of a vPool are kept: the one in force and former ones.
+const keksMax = 8
+
+// KEKOf opens the key encryption keys of an encrypted vPool: one after the other, the one in force first; the former ones stay until
+// nothing is wrapped by them any more. The caller clears it.
 func KEKOf(v Vault, pool uuid.UUID) ([]byte, error) {
 	if v == nil {
 		return nil, fmt.Errorf("key of vPool %s: this process keeps no secrets", pool)
 	}
 	k, err := v.Get(state.KEKOf(pool))
-	if err == nil && len(k) != KEKBytes {
+	if err == nil && (len(k) == 0 || len(k)%KEKBytes != 0) {
 		clear(k)
 		return nil, fmt.Errorf("key of vPool %s is not readable", pool)
 	}

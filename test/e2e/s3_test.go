@@ -99,12 +99,6 @@ func cachedReads(t *testing.T, n *harness.Node, blocks int, stop <-chan struct{}
 	}
 }
 
-func readsFor(t *testing.T, n *harness.Node, blocks int, d time.Duration) (perSecond float64, p99 time.Duration) {
-	stop := make(chan struct{})
-	time.AfterFunc(d, func() { close(stop) })
-	return cachedReads(t, n, blocks, stop)
-}
-
 // TestS3Outage takes the store away while a client writes and another one reads what is cached.
 func TestS3Outage(t *testing.T) {
 	outage := 20 * time.Second
@@ -141,29 +135,31 @@ func TestS3Outage(t *testing.T) {
 			must(t, c.Do(nbdclient.Read, 0, int64(lba)*block, 0, p))
 		}
 	}
-	before, p99Before := readsFor(t, n, cached, 3*time.Second)
-
-	f.SetDown(true)
-	downAt := time.Now()
-	stop := make(chan struct{})
-	var load sync.WaitGroup
-	var during float64
-	var p99During time.Duration
-	load.Go(func() { during, p99During = cachedReads(t, n, cached, stop) })
 	var slowest time.Duration
 	writes, q := uint64(0), make([]byte, 16*block)
-	for time.Since(downAt) < outage { // some MiB a second, each durable
-		for i := range 16 {
-			fill(q[i*block:(i+1)*block], 2, 100_000+writes*16+uint64(i), 1)
+	// beside writes some MiB a second, each durable, while it reads what is cached.
+	beside := func(d time.Duration) (perSecond float64, p99 time.Duration) {
+		stop := make(chan struct{})
+		var load sync.WaitGroup
+		load.Go(func() { perSecond, p99 = cachedReads(t, n, cached, stop) })
+		for began := time.Now(); time.Since(began) < d; writes++ {
+			for i := range 16 {
+				fill(q[i*block:(i+1)*block], 2, 100_000+writes*16+uint64(i), 1)
+			}
+			start := time.Now()
+			must(t, c.Do(nbdclient.Write, nbdclient.FUA, int64(100_000+writes*16)*block, 0, q))
+			slowest = max(slowest, time.Since(start))
+			time.Sleep(10 * time.Millisecond)
 		}
-		start := time.Now()
-		must(t, c.Do(nbdclient.Write, nbdclient.FUA, int64(100_000+writes*16)*block, 0, q))
-		slowest = max(slowest, time.Since(start))
-		writes++
-		time.Sleep(10 * time.Millisecond)
+		close(stop)
+		load.Wait()
+		return perSecond, p99
 	}
-	close(stop)
-	load.Wait()
+	before, p99Before := beside(4 * time.Second)
+	slowest = 0
+
+	f.SetDown(true)
+	during, p99During := beside(outage)
 	var st struct{ Problems []string }
 	status, _ := n.CLI("status", "-o", "json") // it ends with 1 while the appliance is degraded
 	must(t, json.NewDecoder(strings.NewReader(status)).Decode(&st))
@@ -176,7 +172,8 @@ func TestS3Outage(t *testing.T) {
 
 	drain := time.Now()
 	f.SetDown(false)
-	stop = make(chan struct{})
+	stop := make(chan struct{})
+	var load sync.WaitGroup
 	var draining float64
 	var p99Draining time.Duration
 	load.Go(func() { draining, p99Draining = cachedReads(t, n, cached, stop) })
@@ -206,9 +203,9 @@ func TestS3Outage(t *testing.T) {
 	mib := float64(writes*16*block) / (1 << 20)
 	harness.Show("S3 away for %s (10 minutes, scaled): %d durable writes (%.0f MiB) without an error, slowest %d ms; then %d objects drained in order, "+
 		"less than 1 MiB pending after %.1f s", outage, writes, mib, slowest.Milliseconds(), len(order), took.Seconds())
-	harness.Show("S3 away: reads of cached data %.0f/s p99 %d us before, %.0f/s p99 %d us during (ratio %.2f, goal >= 0.95), %.0f/s p99 %d us while it drains",
+	harness.Show("S3 away: reads of cached data %.0f/s p99 %d us before, %.0f/s p99 %d us during (ratio %.2f, goal 0.95, least 0.8), %.0f/s p99 %d us while it drains",
 		before, p99Before.Microseconds(), during, p99During.Microseconds(), during/before, draining, p99Draining.Microseconds())
-	if during < before*0.5 { // other work on the machine moves this figure
+	if during < before*0.8 { // other work on the machine moves this figure
 		t.Errorf("reads of cached data fell from %.0f/s to %.0f/s", before, during)
 	}
 }

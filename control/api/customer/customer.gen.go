@@ -2843,6 +2843,12 @@ type PatchVPoolParams struct {
 	IfMatch IfMatch `json:"If-Match,omitempty"`
 }
 
+// RotateVPoolKeysParams defines parameters for RotateVPoolKeys.
+type RotateVPoolKeysParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+}
+
 // GetMountHelpParams defines parameters for GetMountHelp.
 type GetMountHelpParams struct {
 	// For esxi, vcenter, pve, libvirt, xcp, qemu, linux or k8s
@@ -3355,6 +3361,9 @@ type ServerInterface interface {
 	// SetVPoolCredentials Change the credentials of a vPool's bucket; they are tried first
 	// (PUT /vpools/{vpool}/credentials)
 	SetVPoolCredentials(ctx echo.Context, vpool VPoolName) error
+	// RotateVPoolKeys Give an encrypted vPool a new key encryption key, and its vDisks new keys for what is written from now on
+	// (POST /vpools/{vpool}/keys)
+	RotateVPoolKeys(ctx echo.Context, vpool VPoolName, params RotateVPoolKeysParams) error
 	// GetMountHelp Say how a hypervisor mounts a vPool
 	// (GET /vpools/{vpool}/mount)
 	GetMountHelp(ctx echo.Context, vpool VPoolName, params GetMountHelpParams) error
@@ -7703,6 +7712,31 @@ func (w *ServerInterfaceWrapper) SetVPoolCredentials(ctx echo.Context) error {
 	return err
 }
 
+// RotateVPoolKeys converts echo context to params.
+func (w *ServerInterfaceWrapper) RotateVPoolKeys(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vpool" -------------
+	var vpool VPoolName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vpool", ctx.Param("vpool"), &vpool, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vpool: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RotateVPoolKeysParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RotateVPoolKeys(ctx, vpool, params)
+	return err
+}
+
 // GetMountHelp converts echo context to params.
 func (w *ServerInterfaceWrapper) GetMountHelp(ctx echo.Context) error {
 	var err error
@@ -7803,6 +7837,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.DELETE(options.BaseURL+"/vpools/:vpool", wrapper.DeleteVPool, options.OperationMiddlewares["deleteVPool"]...)
 	router.GET(options.BaseURL+"/vpools/:vpool", wrapper.GetVPool, options.OperationMiddlewares["getVPool"]...)
 	router.PATCH(options.BaseURL+"/vpools/:vpool", wrapper.PatchVPool, options.OperationMiddlewares["patchVPool"]...)
+	router.POST(options.BaseURL+"/vpools/:vpool/keys", wrapper.RotateVPoolKeys, options.OperationMiddlewares["rotateVPoolKeys"]...)
 	router.PUT(options.BaseURL+"/vpools/:vpool/credentials", wrapper.SetVPoolCredentials, options.OperationMiddlewares["setVPoolCredentials"]...)
 	router.GET(options.BaseURL+"/vdisks", wrapper.ListVDisks, options.OperationMiddlewares["listVDisks"]...)
 	router.POST(options.BaseURL+"/vdisks", wrapper.CreateVDisk, options.OperationMiddlewares["createVDisk"]...)
@@ -13773,6 +13808,70 @@ func (response SetVPoolCredentialsdefaultApplicationProblemPlusJSONResponse) Vis
 	return err
 }
 
+type RotateVPoolKeysRequestObject struct {
+	Vpool  VPoolName `json:"vpool"`
+	Params RotateVPoolKeysParams
+}
+
+type RotateVPoolKeysResponseObject interface {
+	VisitRotateVPoolKeysResponse(w http.ResponseWriter) error
+}
+
+type RotateVPoolKeys200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response RotateVPoolKeys200ApplicationEffectPlusJSONResponse) VisitRotateVPoolKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RotateVPoolKeys202ResponseHeaders struct {
+	Location string
+}
+
+type RotateVPoolKeys202JSONResponse struct {
+	Body    Task
+	Headers RotateVPoolKeys202ResponseHeaders
+}
+
+func (response RotateVPoolKeys202JSONResponse) VisitRotateVPoolKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RotateVPoolKeysdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RotateVPoolKeysdefaultApplicationProblemPlusJSONResponse) VisitRotateVPoolKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetMountHelpRequestObject struct {
 	Vpool  VPoolName `json:"vpool"`
 	Params GetMountHelpParams
@@ -14224,6 +14323,9 @@ type StrictServerInterface interface {
 	// SetVPoolCredentials Change the credentials of a vPool's bucket; they are tried first
 	// (PUT /vpools/{vpool}/credentials)
 	SetVPoolCredentials(ctx context.Context, request SetVPoolCredentialsRequestObject) (SetVPoolCredentialsResponseObject, error)
+	// RotateVPoolKeys Give an encrypted vPool a new key encryption key, and its vDisks new keys for what is written from now on
+	// (POST /vpools/{vpool}/keys)
+	RotateVPoolKeys(ctx context.Context, request RotateVPoolKeysRequestObject) (RotateVPoolKeysResponseObject, error)
 	// GetMountHelp Say how a hypervisor mounts a vPool
 	// (GET /vpools/{vpool}/mount)
 	GetMountHelp(ctx context.Context, request GetMountHelpRequestObject) (GetMountHelpResponseObject, error)
@@ -18322,6 +18424,32 @@ func (sh *strictHandler) SetVPoolCredentials(ctx echo.Context, vpool VPoolName) 
 		return err
 	} else if validResponse, ok := response.(SetVPoolCredentialsResponseObject); ok {
 		return validResponse.VisitSetVPoolCredentialsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// RotateVPoolKeys operation middleware
+func (sh *strictHandler) RotateVPoolKeys(ctx echo.Context, vpool VPoolName, params RotateVPoolKeysParams) error {
+	var request RotateVPoolKeysRequestObject
+
+	request.Vpool = vpool
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RotateVPoolKeys(ctx.Request().Context(), request.(RotateVPoolKeysRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RotateVPoolKeys")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RotateVPoolKeysResponseObject); ok {
+		return validResponse.VisitRotateVPoolKeysResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
