@@ -54,7 +54,16 @@ func (osFS) SyncDir(path string) error {
 		return err
 	}
 	err = d.Sync()
+	if errors.Is(err, unix.EINVAL) && readOnly(d) {
+		err = nil // an appliance's root: no change is there that could get lost, and no way to sync
+	}
 	return errors.Join(err, d.Close())
+}
+
+func readOnly(f *os.File) bool {
+	var st unix.Statfs_t
+	err := ignoringEINTR(func() error { return unix.Fstatfs(int(f.Fd()), &st) })
+	return err == nil && st.Flags&unix.ST_RDONLY != 0
 }
 
 func (osFS) Lock(path string) (io.Closer, error) {

@@ -35,3 +35,13 @@ func TestOSTryReadFromPageCache(t *testing.T) {
 		t.Errorf("read %v", err)
 	}
 }
+
+// A directory that cannot be synced is an error where it can change: what is allowed is a read-only file system alone.
+func TestSyncDirFailsWhereItCannotSync(t *testing.T) {
+	if err := OS().SyncDir("/proc"); err == nil {
+		t.Error("/proc is said to be synced")
+	}
+	if err := OS().SyncDir(t.TempDir()); err != nil {
+		t.Error(err)
+	}
+}

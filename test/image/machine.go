@@ -1,0 +1,177 @@
+package image
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"varve/test/harness"
+)
+
+// Machine is an appliance's VM: a system disk over the image, which stays as it was made, and a data disk.
+type Machine struct {
+	Dir             string // of its disks and its serial log
+	Image           string // the raw system disk
+	UEFI            bool
+	Megabytes       int
+	HTTPS, NFS, NBD int      // ports of this machine's loopback that lead to it
+	Arguments       []string // for QEMU, besides
+
+	process *harness.Process
+	boots   int
+	began   time.Time
+}
+
+// Files of a UEFI machine's firmware, from Debian's ovmf.
+const (
+	uefiCode = "/usr/share/OVMF/OVMF_CODE.fd"
+	uefiVars = "/usr/share/OVMF/OVMF_VARS.fd"
+)
+
+const dataBytes = 20 << 30
+
+func (m *Machine) system() string { return filepath.Join(m.Dir, "system.qcow2") }
+func (m *Machine) data() string   { return filepath.Join(m.Dir, "data.raw") }
+func (m *Machine) serial() string { return filepath.Join(m.Dir, fmt.Sprintf("serial-%d", m.boots)) }
+func (m *Machine) monitor() string {
+	return filepath.Join(m.Dir, "monitor")
+}
+
+// Deploy makes the disks, as an import does: a fresh system disk, and a blank data disk unless there is one.
+func (m *Machine) Deploy() error {
+	if err := os.RemoveAll(m.system()); err != nil {
+		return err
+	}
+	if out, err := harness.Run(time.Minute, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", m.Image, m.system()); err != nil {
+		return fmt.Errorf("make the system disk: %w\n%s", err, out)
+	}
+	f, err := os.OpenFile(m.data(), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Truncate(dataBytes)
+}
+
+// Start switches it on.
+func (m *Machine) Start() error {
+	m.boots++
+	if err := os.RemoveAll(m.monitor()); err != nil {
+		return err
+	}
+	forward := fmt.Sprintf("user,id=n0,hostfwd=tcp:127.0.0.1:%d-:443,hostfwd=tcp:127.0.0.1:%d-:2049,hostfwd=tcp:127.0.0.1:%d-:10809", m.HTTPS, m.NFS, m.NBD)
+	args := []string{"-accel", "tcg,thread=multi", "-cpu", "max", "-M", "pc", "-smp", "2", "-m", fmt.Sprint(m.Megabytes), "-display", "none", "-vga", "std",
+		"-serial", "file:" + m.serial(), "-monitor", "unix:" + m.monitor() + ",server,nowait", "-no-reboot",
+		"-drive", "file=" + m.system() + ",format=qcow2,if=virtio", "-drive", "file=" + m.data() + ",format=raw,if=virtio,discard=unmap",
+		"-netdev", forward, "-device", "virtio-net-pci,netdev=n0,romfile=", "-netdev", "user,id=n1,net=10.0.3.0/24", "-device", "virtio-net-pci,netdev=n1,romfile=",
+		"-device", "virtio-rng-pci"}
+	if m.UEFI {
+		vars := filepath.Join(m.Dir, "vars.fd")
+		if _, err := os.Stat(vars); err != nil {
+			text, err := os.ReadFile(uefiVars)
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(vars, text, 0o600); err != nil {
+				return err
+			}
+		}
+		args = append(args, "-drive", "if=pflash,format=raw,readonly=on,file="+uefiCode, "-drive", "if=pflash,format=raw,file="+vars)
+	}
+	var err error
+	m.began = time.Now()
+	m.process, err = harness.Start("qemu-system-x86_64", append(args, m.Arguments...)...)
+	return err
+}
+
+// Cut takes the power away.
+func (m *Machine) Cut() { m.process.Kill() }
+
+// PowerOff presses the button and waits until the appliance has stopped by itself.
+func (m *Machine) PowerOff(limit time.Duration) error {
+	c, err := net.Dial("unix", m.monitor())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "system_powerdown\n"); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(limit); !m.process.Ended(); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("not off after %s; its screen:\n%s", limit, strings.Join(m.Screen(), "\n"))
+		}
+	}
+	return nil
+}
+
+// Screen is what the serial screen shows.
+func (m *Machine) Screen() []string {
+	text, err := os.ReadFile(m.serial())
+	if err != nil {
+		return []string{err.Error()}
+	}
+	return Screen(string(text))
+}
+
+// Client talks to its HTTPS port. Its certificate is not checked: the test compares its fingerprint with the screen's.
+func (m *Machine) Client() *http.Client {
+	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+}
+
+// URL is a path on it.
+func (m *Machine) URL(path string) string {
+	return fmt.Sprintf("https://127.0.0.1:%d%s", m.HTTPS, path)
+}
+
+// Ready waits until the appliance says that its exports are open, and says how long after it was switched on.
+func (m *Machine) Ready(limit time.Duration) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	var last error
+	for ctx.Err() == nil {
+		if m.process.Ended() {
+			return 0, fmt.Errorf("the machine has ended: %s", m.process.Log())
+		}
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, m.URL("/readyz"), nil)
+		if err != nil {
+			return 0, err
+		}
+		answer, err := m.Client().Do(r)
+		if err == nil {
+			answer.Body.Close()
+			if answer.StatusCode == http.StatusOK {
+				return time.Since(m.began), nil
+			}
+			err = fmt.Errorf("readyz: %s", answer.Status)
+		}
+		last = err
+		time.Sleep(250 * time.Millisecond)
+	}
+	return 0, fmt.Errorf("not ready after %s (%w); its screen:\n%s", limit, last, strings.Join(m.Screen(), "\n"))
+}
+
+// OnScreen waits until every pattern's text is on the screen at once.
+func (m *Machine) OnScreen(limit time.Duration, wanted ...string) error {
+	for deadline := time.Now().Add(limit); ; time.Sleep(250 * time.Millisecond) {
+		all, missing := strings.Join(m.Screen(), "\n"), ""
+		for _, w := range wanted {
+			if !strings.Contains(all, w) {
+				missing = w
+			}
+		}
+		if missing == "" {
+			return nil
+		}
+		if time.Now().After(deadline) || m.process.Ended() {
+			return fmt.Errorf("%q is not on the screen:\n%s", missing, all)
+		}
+	}
+}
