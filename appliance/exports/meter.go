@@ -57,7 +57,6 @@ func (m *meter) load() Load {
 	for i := range l.ReadTime {
 		l.ReadTime[i], l.WriteTime[i] = m.readTime[i].Load(), m.writeTime[i].Load()
 	}
-	m.exact.Store(exactMax)
 	return l
 }
 
@@ -91,6 +90,18 @@ func (s *Volumes) Loads(keep func(uuid.UUID) bool) map[uuid.UUID]Load {
 			delete(s.meters.by, id)
 			continue
 		}
+		out[id] = m.load()
+		m.exact.Store(exactMax)
+	}
+	return out
+}
+
+// Peek is Loads without forgetting, and without what a look changes of how times are taken.
+func (s *Volumes) Peek() map[uuid.UUID]Load {
+	s.meters.mu.Lock()
+	defer s.meters.mu.Unlock()
+	out := make(map[uuid.UUID]Load, len(s.meters.by))
+	for id, m := range s.meters.by {
 		out[id] = m.load()
 	}
 	return out

@@ -161,6 +161,9 @@ func (r *Remote) Look(vol state.Volume) (i RemoteInfo, owner uuid.UUID, known bo
 	return i, node, known
 }
 
+// Own is what this node itself knows of a volume.
+func (r *Remote) Own(vol state.Volume) RemoteInfo { return r.info(vol) }
+
 // Owner is the node that has a volume's bytes, uuid.Nil where any may take it.
 func (r *Remote) Owner(vol state.Volume) uuid.UUID { return holder(r.store.View(), vol) }
 

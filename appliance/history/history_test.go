@@ -44,7 +44,7 @@ func busy(n uint64) *Sample {
 }
 
 func TestBucketsCoverTime(t *testing.T) {
-	for d := time.Microsecond; d < 16*time.Second; d += d/50 + 1 {
+	for d := 4 * time.Microsecond; d < 16*time.Second; d += d/50 + 1 {
 		b := Bucket(d)
 		if m := middle(b); m < d.Seconds()*0.75 || m > d.Seconds()*1.3 {
 			t.Fatalf("%s is in bucket %d, whose middle is %g s", d, b, m)

@@ -64,6 +64,19 @@ func (l *Latency) Quantile(q float64) float64 {
 	return middle(Buckets - 1)
 }
 
+// Cumulative gives the counts by upper bounds in seconds, of a quarter of the buckets, and count and sum of all, as Prometheus has them.
+func (l *Latency) Cumulative() (count uint64, sum float64, by map[float64]uint64) {
+	by = make(map[float64]uint64, octaves)
+	for i, n := range l {
+		count += uint64(n)
+		sum += float64(n) * middle(i)
+		if i%perOctave == perOctave-1 {
+			by[math.Ldexp(1, i/perOctave+1)*1e-6] = count
+		}
+	}
+	return count, sum, by
+}
+
 // middle of a bucket, in seconds.
 func middle(i int) float64 {
 	octave, rest := i/perOctave, i%perOctave

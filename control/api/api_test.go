@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -55,6 +56,8 @@ type world struct {
 	token     string
 	logged    *lockedBuffer
 	ready     error
+	behind    error // what keeps reads from being fresh
+	machinesWorld
 }
 
 type lockedBuffer struct {
@@ -95,7 +98,8 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.auth = auth.New(auth.Config{Raft: w.log, Store: w.log.Store, Vault: newVault(), Now: w.clock.now, Log: slog.New(slog.NewTextHandler(w.logged, nil))})
-	types, err := jobs.NewTypes(disks.TaskTypes()...)
+	w.machines(self, disks)
+	types, err := jobs.NewTypes(slices.Concat(disks.TaskTypes(), disks.LongTypes(), w.vms.TaskTypes())...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,6 +111,8 @@ func newWorld(t *testing.T) *world {
 	w.types, w.publisher = types, events.NewPublisher(w.log, self, nil)
 	w.server, err = New(Config{Raft: w.log, Tasks: w.broker, Types: types, Schedules: schedules,
 		Sinks: events.NewSinks(w.log, w.log.Store, newVault(), w.publisher, nil), Auth: w.auth, VPools: pools, VDisks: disks, Nodes: nodes, Store: w.log.Store, Version: "test",
+		Appliance: fakeAppliance{}, Sync: func(context.Context) error { return w.behind },
+		VMachines: w.vms, PMachines: w.hypervisors, Mounts: fakeMounts{},
 		Log:     slog.New(slog.NewTextHandler(w.logged, nil)),
 		Ready:   func() error { return w.ready },
 		Metrics: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { io.WriteString(rw, "varve_up 1\n") }),

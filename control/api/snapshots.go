@@ -154,6 +154,10 @@ func (a customerAPI) RollbackVDisk(ctx context.Context, r v1.RollbackVDiskReques
 	if err := confirm(r.Params.Confirm, name); err != nil {
 		return nil, err
 	}
+	if a.async(r.Params.Prefer) {
+		task, err := a.submit(ctx, vdisk.RollbackTask, "vdisk "+name, vdisk.RollbackArgs{VDisk: name, Snapshot: s.ID.String(), Force: r.Body.Force})
+		return v1.RollbackVDisk202JSONResponse{Body: task, Headers: v1.RollbackVDisk202ResponseHeaders{Location: location("tasks", task.ID.String())}}, err
+	}
 	saved, err := a.cfg.VDisks.Rollback(ctx, name, s.ID.String(), r.Body.Force)
 	return v1.RollbackVDisk200JSONResponse(toSnapshot(name, saved)), err
 }
@@ -173,6 +177,10 @@ func (a customerAPI) CloneVDisk(ctx context.Context, r v1.CloneVDiskRequestObjec
 	about(ctx, "vdisk "+to+" from "+from)
 	if r.Params.DryRun {
 		return nil, wouldDo("makes vDisk "+to+" from "+from, []string{"it shares what it does not change, so it takes no space yet"}, nil, nil, "")
+	}
+	if a.async(r.Params.Prefer) {
+		task, err := a.submit(ctx, vdisk.CloneTask, "vdisk "+to, vdisk.CloneArgs{From: from, To: to})
+		return v1.CloneVDisk202JSONResponse{Body: task, Headers: v1.CloneVDisk202ResponseHeaders{Location: location("tasks", task.ID.String())}}, err
 	}
 	d, err := a.cfg.VDisks.Clone(ctx, from, to)
 	if err != nil {

@@ -31,6 +31,11 @@ type Tasks interface {
 	Wait(ctx context.Context, id uuid.UUID) (state.Task, error)
 }
 
+// async says whether the caller wants a task instead of the answer (RFC 7240).
+func (s *Server) async(prefer string) bool {
+	return s.cfg.Tasks != nil && slices.ContainsFunc(strings.Split(prefer, ","), func(p string) bool { return strings.EqualFold(strings.TrimSpace(p), "respond-async") })
+}
+
 // submit queues a task of a type for the caller.
 func (s *Server) submit(ctx context.Context, typ, object string, args any) (v1.Task, error) {
 	t, ok := s.cfg.Types[typ]

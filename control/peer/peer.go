@@ -41,6 +41,7 @@ const (
 	readHeaderTimeout = 10 * time.Second
 	idleTimeout       = 2 * time.Minute
 	drainTimeout      = 3 * time.Second
+	unknownBytesMax   = 1 << 20
 	// EachTimeout is how long Each waits for a node.
 	EachTimeout = 4 * time.Second
 )
@@ -220,7 +221,7 @@ func (p *Peers) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	h, ok := p.handler(r.URL.Path[len(prefix):])
 	if !ok { // an older version
-		wire.Serve(w, r, 0, func(context.Context, []byte) (any, error) {
+		wire.Serve(w, r, unknownBytesMax, func(context.Context, []byte) (any, error) {
 			return nil, errors.New("this node's version does not know the call")
 		})
 		return

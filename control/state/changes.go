@@ -135,6 +135,10 @@ func (c *Change) describe(row any) bool {
 		c.ID = r.Code
 	case *Domain:
 		c.ID = r.ID.String()
+	case *VMachine:
+		c.ID = r.ID.String()
+	case *PMachine:
+		c.ID = r.ID.String()
 	case *Branding:
 		c.ID = r.ID.String()
 	case *ConfigKey:

@@ -26,9 +26,10 @@ func TestChanges(t *testing.T) {
 		}
 		return res
 	}
-	apply(&InitCluster{ID: uuid.New()})
+	apply(&InitCluster{ID: uuid.New(), Format: Format})
 	node := uuid.New()
 	apply(&RegisterNode{ID: node, Spec: NodeSpec{Name: "n", Role: RoleMaster}})
+	apply(&RegisterNode{ID: uuid.New(), Spec: NodeSpec{Name: "other", Role: RoleMaster}})
 	after := index
 	_, gap, more := s.Changes(after)
 	if gap {
@@ -42,7 +43,9 @@ func TestChanges(t *testing.T) {
 		t.Fatal("nobody is woken")
 	}
 	changes, gap, _ := s.Changes(after)
-	if gap || !slices.ContainsFunc(changes, func(c Change) bool { return c.Kind == "node" && c.ID == node.String() && c.Index == index && !c.Deleted }) {
+	if gap || !slices.ContainsFunc(changes, func(c Change) bool {
+		return c.Kind == "node" && c.ID == node.String() && c.Index == index && !c.Deleted
+	}) {
 		t.Fatal(changes, gap)
 	}
 	apply(&SetDomain{ID: uuid.New(), Name: "rack"})

@@ -275,6 +275,11 @@ func (c *Controller) clonesOf(d VDisk, snapshot uuid.UUID) []string {
 // Rollback makes a vDisk what it was at a snapshot; what it was until now stays as an automatic snapshot, which is returned.
 // Clients that have it open would not know: it needs force then.
 func (c *Controller) Rollback(ctx context.Context, disk, snapshot string, force bool) (Snapshot, error) {
+	return c.rollback(ctx, disk, snapshot, force, uuid.New())
+}
+
+// rollback keeps what the vDisk was under an id.
+func (c *Controller) rollback(ctx context.Context, disk, snapshot string, force bool, keep uuid.UUID) (Snapshot, error) {
 	d, s, err := c.find(ctx, disk, snapshot)
 	if err != nil {
 		return Snapshot{}, err
@@ -284,7 +289,7 @@ func (c *Controller) Rollback(ctx context.Context, disk, snapshot string, force 
 			Remedy: "shut its VM down, or force the rollback"}
 	}
 	now := time.Now()
-	save := SnapshotSpec{ID: uuid.New(), Name: "before-rollback-" + now.UTC().Format("2006-01-02T15:04:05.000Z"), Created: now, Automatic: true,
+	save := SnapshotSpec{ID: keep, Name: "before-rollback-" + now.UTC().Format("2006-01-02T15:04:05.000Z"), Created: now, Automatic: true,
 		Labels: map[string]string{"rollback-to": s.Name}}
 	if err := c.cfg.Engine.Rollback(ctx, d.Volume, s.ID, save); err != nil {
 		return Snapshot{}, fmt.Errorf("roll back vdisk %s to %s: %w", disk, s.Name, err)

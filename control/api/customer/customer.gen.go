@@ -1694,6 +1694,9 @@ type Limit = int
 // PMachineName defines model for PMachineName.
 type PMachineName = string
 
+// Prefer defines model for Prefer.
+type Prefer = string
+
 // Sort defines model for Sort.
 type Sort = string
 
@@ -2598,6 +2601,9 @@ type CloneVDiskParams struct {
 
 	// IdempotencyKey The same key gives the same answer for 24 hours and is done once
 	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` (RFC 7240): answer 202 with a task at once, instead of waiting
+	Prefer Prefer `json:"Prefer,omitempty"`
 }
 
 // CreateFromTemplateParams defines parameters for CreateFromTemplate.
@@ -2643,6 +2649,9 @@ type RollbackVDiskParams struct {
 
 	// Confirm The name of the object to be destroyed
 	Confirm Confirm `form:"confirm,omitempty" json:"confirm,omitempty"`
+
+	// Prefer `respond-async` (RFC 7240): answer 202 with a task at once, instead of waiting
+	Prefer Prefer `json:"Prefer,omitempty"`
 }
 
 // ListSnapshotsParams defines parameters for ListSnapshots.
@@ -6635,6 +6644,21 @@ func (w *ServerInterfaceWrapper) CloneVDisk(ctx echo.Context) error {
 
 		params.IdempotencyKey = IdempotencyKey
 	}
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Prefer, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Prefer: %s", err))
+		}
+
+		params.Prefer = Prefer
+	}
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.CloneVDisk(ctx, vdisk, params)
@@ -6856,6 +6880,23 @@ func (w *ServerInterfaceWrapper) RollbackVDisk(ctx echo.Context) error {
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "confirm", ctx.QueryParams(), &params.Confirm, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter confirm: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Prefer, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Prefer: %s", err))
+		}
+
+		params.Prefer = Prefer
 	}
 
 	// Invoke the callback with all the unmarshaled arguments
@@ -12310,6 +12351,28 @@ func (response CloneVDisk201JSONResponse) VisitCloneVDiskResponse(w http.Respons
 	return err
 }
 
+type CloneVDisk202ResponseHeaders struct {
+	Location string
+}
+
+type CloneVDisk202JSONResponse struct {
+	Body    Task
+	Headers CloneVDisk202ResponseHeaders
+}
+
+func (response CloneVDisk202JSONResponse) VisitCloneVDiskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type CloneVDiskdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
 	StatusCode int
@@ -12659,6 +12722,28 @@ func (response RollbackVDisk200JSONResponse) VisitRollbackVDiskResponse(w http.R
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollbackVDisk202ResponseHeaders struct {
+	Location string
+}
+
+type RollbackVDisk202JSONResponse struct {
+	Body    Task
+	Headers RollbackVDisk202ResponseHeaders
+}
+
+func (response RollbackVDisk202JSONResponse) VisitRollbackVDiskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
 	_, err := buf.WriteTo(w)
 	return err
 }

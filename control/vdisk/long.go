@@ -1,0 +1,79 @@
+package vdisk
+
+import (
+	"context"
+	"errors"
+
+	"github.com/google/uuid"
+
+	"varve/control/jobs"
+	"varve/control/state"
+)
+
+// Tasks for who does not want to wait. A rollback waits until what is in the log is on the backend, which may be away.
+const (
+	RollbackTask = "vdisk.rollback"
+	CloneTask    = "vdisk.clone"
+)
+
+// RollbackArgs say which vDisk goes back to which of its snapshots.
+type RollbackArgs struct {
+	VDisk    string `json:"vdisk"`
+	Snapshot string `json:"snapshot"` // its id
+	Force    bool   `json:"force,omitempty"`
+}
+
+// CloneArgs say what is made of what; From is as in Clone.
+type CloneArgs struct {
+	From string `json:"from"`
+	To   string `json:"to"`
+}
+
+// LongTypes are the tasks of operations that also can be waited for.
+func (c *Controller) LongTypes() []jobs.Type {
+	return []jobs.Type{{
+		Name: RollbackTask, Title: "roll a vDisk back", Do: c.rollbackTask, Queue: state.QueueGeneric, Ensure: state.EnsureDeduped,
+		Consequence: "the vDisk is as it was before", Remedy: "see that its backend answers and that no client has it open, then start the task again",
+	}, {
+		Name: CloneTask, Title: "clone a vDisk", Do: c.cloneTask, Queue: state.QueueGeneric,
+		Consequence: "the vDisk is not made", Remedy: "see that its vPool's backend answers, then start the task again",
+	}}
+}
+
+// rollbackTask is done once: what the vDisk was is kept under an id that follows from the task's, and a task that finds it has been here.
+func (c *Controller) rollbackTask(ctx context.Context, r *jobs.Run) error {
+	var args RollbackArgs
+	if err := r.Args(&args); err != nil {
+		return err
+	}
+	id := uuid.NewSHA1(r.ID(), []byte("what was there before the rollback"))
+	_, saved, err := c.find(ctx, args.VDisk, id.String())
+	if errors.Is(err, state.ErrNotFound) {
+		saved, err = c.rollback(ctx, args.VDisk, args.Snapshot, args.Force, id)
+	}
+	if err != nil {
+		return err
+	}
+	return r.Result(map[string]string{"vdisk": args.VDisk, "saved": saved.Name})
+}
+
+// cloneTask finds the clone that it has made before.
+func (c *Controller) cloneTask(ctx context.Context, r *jobs.Run) error {
+	var args CloneArgs
+	if err := r.Args(&args); err != nil {
+		return err
+	}
+	made, err := c.Get(ctx, args.To)
+	switch {
+	case errors.Is(err, state.ErrNotFound):
+		made, err = c.Clone(ctx, args.From, args.To)
+	case err == nil && r.Task().Deliveries <= 1:
+		err = &state.Error{Err: state.ErrExist, Object: "vdisk " + args.To}
+	case err == nil && made.Volume.Parent == nil:
+		err = &state.Error{Err: state.ErrExist, Object: "vdisk " + args.To, Detail: "is no clone"}
+	}
+	if err != nil {
+		return err
+	}
+	return r.Result(map[string]string{"vdisk": made.FullName()})
+}
