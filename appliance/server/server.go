@@ -135,7 +135,7 @@ func (a *appliance) wire(ctx context.Context) error {
 	a.vmachines = vmachine.New(vmachine.Config{Raft: a.raft, Store: store, Disks: a.vdisks, Files: a.engine, Node: a.raft.ID(), Power: a.pmachines.Power,
 		Emit: a.events.Emit, Log: a.logOf("vmachine")})
 	roll := a.newRollout()
-	if err := a.newAutomation(slices.Concat(a.vdisks.TaskTypes(), a.vmachines.TaskTypes(), a.vpools.TaskTypes(), roll.Types())...); err != nil {
+	if err := a.newAutomation(slices.Concat(a.vdisks.TaskTypes(), a.vdisks.LongTypes(), a.vmachines.TaskTypes(), a.vpools.TaskTypes(), roll.Types())...); err != nil {
 		return err
 	}
 	roll.Use(a.automation.broker)
