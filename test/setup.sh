@@ -13,7 +13,7 @@ PACKAGES="make gcc libc6-dev patch dpkg-dev xz-utils
 	qemu-system-x86 qemu-utils qemu-block-extra seabios ipxe-qemu
 	nbdkit nbd-server nbd-client libnbd-bin fio
 	libnfs-utils libnfs-dev libnbd-dev libaio-dev zlib1g-dev pkg-config curl jq
-	rabbitmq-server memcached
+	rabbitmq-server memcached libvirt-daemon libvirt-clients
 	nfs-common nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 util-linux
 	chromium
 	busybox-static kmod systemd e2fsprogs dosfstools mtools syslinux syslinux-common xfsprogs fdisk"

@@ -31,6 +31,8 @@ type Engine struct {
 	family  map[uuid.UUID]*volume
 	deleted []uuid.UUID
 	fail    map[string]error
+	files   map[uuid.UUID][]byte
+	writes  map[uuid.UUID]int64
 }
 
 // Fail makes the named method fail until err is nil.
