@@ -2,7 +2,7 @@
 import { Button, Card, CardBody, Content, Form } from '@patternfly/react-core';
 import { useEffect, useState } from 'react';
 import type { FormEvent } from 'react';
-import { call, problemOf } from '../api/call';
+import { call } from '../api/call';
 import type { ItemOf } from '../api/call';
 import { useCall, useRefresh } from '../api/query';
 import { useMay, useSession } from '../api/session';
@@ -259,7 +259,8 @@ export function Tokens() {
 
 export function OIDC() {
   const s = running.oidc;
-  const provider = useCall('getOIDC');
+  const { setup, reload } = useSession();
+  const provider = useCall('getOIDC', {}, { enabled: setup?.oidc === true }); // where none is set there is nothing to ask for
   const [issuer, setIssuer] = useState('');
   const [client, setClient] = useState('');
   const [secret, setSecret] = useState('');
@@ -288,14 +289,13 @@ export function OIDC() {
     setError(undefined);
     const map = Object.fromEntries(lines(groups).map((l) => { const [g = '', r = ''] = l.split('='); return [g.trim(), r.trim().split(/\s+/).filter(Boolean)]; }));
     call('setOIDC', { body: { issuer, client_id: client, redirect_url: redirect, group_claim: claim, groups: map, local: here, ...(secret ? { client_secret: secret } : {}), ...(ca ? { ca } : {}) } })
-      .then(() => { toast.done(s.saved); void provider.refetch(); }, setError).finally(() => setBusy(false));
+      .then(() => { toast.done(s.saved); void reload(); }, setError).finally(() => setBusy(false));
   };
-  const missing = provider.error !== null && problemOf(provider.error).code === 'not_found';
   return (
     <Page title={s.title} lead={s.lead} operations={['getOIDC', 'setOIDC', 'unsetOIDC']}>
       <Card><CardBody>
-        {provider.error !== null && !missing && <ProblemAlert error={provider.error} />}
-        {missing && <Content component="p">{s.none}</Content>}
+        {provider.error !== null && <ProblemAlert error={provider.error} />}
+        {setup?.oidc === false && <Content component="p">{s.none}</Content>}
         <FieldErrors.Provider value={fieldErrors(error)}>
           <Form onSubmit={save} isWidthLimited>
             {error !== undefined && <ProblemAlert error={error} focus />}
@@ -309,7 +309,7 @@ export function OIDC() {
             <CheckField label={s.local} name="local" value={here} onChange={setHere} />
             <div className="varve-row">
               <Button type="submit" isLoading={busy} isDisabled={busy || !issuer || !client || !redirect}>{s.save}</Button>
-              {p && <Button variant="secondary" isDanger onClick={() => void call('unsetOIDC').then(() => { toast.done(s.unsetDone); void provider.refetch(); }, setError)}>{s.unset}</Button>}
+              {p && <Button variant="secondary" isDanger onClick={() => void call('unsetOIDC').then(() => { toast.done(s.unsetDone); void reload(); }, setError)}>{s.unset}</Button>}
             </div>
           </Form>
         </FieldErrors.Provider>

@@ -34,13 +34,13 @@ export const firstRunKey = 'console.first-run';
 export default function FirstRun() {
   const { state } = useSession();
   const [step, setStep] = useState<Step>();
-  const saved = useCall('getConfig', { path: { key: firstRunKey } }, { enabled: state === 'in' });
+  const saved = useCall('listConfig', { query: { filter: `key="${firstRunKey}"` } }, { enabled: state === 'in' });
   const [pool, setPool] = useState('');
   const go = useNavigate();
   const heading = useRef<HTMLHeadingElement>(null);
   const refresh = useRefresh();
   useEffect(() => void (document.title = `${s.title} · ${t.product}`), []);
-  const reached = saved.data?.value as Step | undefined;
+  const reached = saved.data?.items[0]?.value as Step | undefined;
   const current: Step = state === 'setup' ? 'admin' : step ?? (reached && steps.includes(reached) && reached !== 'admin' ? reached : 'facts');
   const at = steps.indexOf(current);
 
