@@ -253,7 +253,7 @@ func (f *family) pass() {
 func (f *family) rewinds(ctx context.Context, k *kin) {
 	v := f.volume(k)
 	switch p := f.rng.IntN(100); {
-	case p < 10 && k.window == 0:
+	case p < 14 && k.window == 0:
 		k.window = familyWindow
 		f.must(v.SetRewind(ctx, k.window))
 		k.from = f.now()
@@ -261,10 +261,10 @@ func (f *family) rewinds(ctx context.Context, k *kin) {
 			k.from = f.now().Add(time.Hour)
 		}
 		f.count["rewind window"]++
-	case p < 10:
+	case p < 7:
 		k.window, k.moments = 0, nil
 		f.must(v.SetRewind(ctx, 0))
-	case p < 40:
+	case p < 30:
 		f.must(f.d.rewinder.keep(ctx))
 		for _, k := range f.kin {
 			if !k.template && k.from.After(f.now()) {
