@@ -29,7 +29,7 @@ import (
 //	mark     for each volume that wrote SCOs: walk every stored version of every leaf of all volumes whose maps can name them
 //	         (its own, its clones', theirs), and set a bit for each block that is named. One walk, whatever the number of
 //	         snapshots: a leaf that many snapshots share is stored once.
-//	choose   SCOs with dead blocks, best first by (1-u)*age/(1+u), u = live/held, until the volume's held/live is below target
+//	choose   objects with dead blocks, best first by (1-u)*age/(1+u), u = live/held, until the volume's held/live is below target
 //	move     victims' live blocks -> compacted SCOs (same number, log range, zeros, snapshots) -> one container -> Put
 //	         -> their places, durably -> the old objects are deleted after a grace period
 //
@@ -322,13 +322,9 @@ func (p *scrubPass) volume(ctx context.Context, r *root) error {
 	p.report.SCOs += len(scos)
 	var space VolumeSpace
 	held, live := 0, 0
-	in := make(map[string]int) // SCOs by container
 	for _, s := range scos {
 		space.Held += s.at.Bytes
 		held += s.at.Blocks
-		if !s.at.own() {
-			in[s.at.Container]++
-		}
 	}
 	history, rewind, err := p.d.historyFrom(r) // before the mark, which sees what has been made of a base that goes meanwhile
 	if err != nil {
@@ -347,10 +343,13 @@ func (p *scrubPass) volume(ctx context.Context, r *root) error {
 			space.Live += int64(window[i].live) * blockSize
 			if rewind && window[i].at.Last > history {
 				space.History += int64(window[i].at.Blocks-window[i].live) * blockSize
-				window[i].live = window[i].at.Blocks
+				window[i].live, bits = window[i].at.Blocks, &allLive
 			}
 			live += window[i].live
-			if window[i].live < window[i].at.Blocks && bits != nil {
+			switch { // nil: nothing of it is live
+			case bits != nil && window[i].live == window[i].at.Blocks:
+				marks[window[i].seq] = &allLive
+			case bits != nil:
 				marks[window[i].seq] = bits
 			}
 		}
@@ -366,11 +365,19 @@ func (p *scrubPass) volume(ctx context.Context, r *root) error {
 			return err
 		}
 	}
-	return p.move(ctx, r, p.choose(scos, held, live), marks, in)
+	return p.move(ctx, r, p.choose(scos, held, live), marks)
 }
 
 // liveBits says which blocks of an SCO can be reached.
 type liveBits [sco.MaxBlocks / 64]uint64
+
+// allLive stands for all SCOs of which every block is live.
+var allLive = func() (b liveBits) {
+	for i := range b {
+		b[i] = ^uint64(0)
+	}
+	return b
+}()
 
 func (b *liveBits) set(i uint32) { b[i/64] |= 1 << (i % 64) }
 
@@ -488,44 +495,81 @@ func spanAt(spans []ownerSpan, seq uint64) ownerSpan {
 	return spans[0]
 }
 
+// unit is an object on the backend: an SCO's own, or a container. It is moved whole or not at all, since the space of a container is
+// given back only when nothing in it is needed any more.
+type unit struct {
+	scos         []stored // oldest first
+	blocks, live int
+	written      float64 // when its live blocks were, on the average, in SCOs since the first
+}
+
+func units(scos []stored) []unit {
+	var out []unit
+	at := make(map[string]int)
+	for _, s := range scos {
+		i, ok := at[s.at.Container]
+		if s.at.own() || !ok {
+			i = len(out)
+			out = append(out, unit{})
+			if !s.at.own() {
+				at[s.at.Container] = i
+			}
+		}
+		u := &out[i]
+		u.scos = append(u.scos, s)
+		u.blocks += s.at.Blocks
+		u.live += s.live
+		u.written += float64(s.live) * float64(s.seq)
+	}
+	for i := range out {
+		if u := &out[i]; u.live > 0 {
+			u.written /= float64(u.live)
+		}
+	}
+	return out
+}
+
 // choose gives the victims, oldest first.
-func (p *scrubPass) choose(scos []stored, held, live int) []stored {
+func (p *scrubPass) choose(scos []stored, held, live int) []unit {
 	target := max(1, p.o.Target)
 	if float64(held) <= target*float64(live) {
 		return nil
 	}
-	newest := scos[len(scos)-1].seq
-	score := func(s stored) float64 {
-		u := float64(s.live) / float64(s.at.Blocks)
-		return (1 - u) * float64(newest-s.seq+1) / (1 + u)
+	newest := float64(scos[len(scos)-1].seq)
+	score := func(o unit) float64 {
+		u := float64(o.live) / float64(o.blocks)
+		return (1 - u) * (newest - o.written + 1) / (1 + u)
 	}
-	var victims []stored
-	for _, s := range scos {
-		if s.at.Blocks > 0 && s.live < s.at.Blocks && float64(s.live) <= scrubStop*float64(s.at.Blocks) {
-			victims = append(victims, s)
+	var victims []unit
+	for _, o := range units(scos) {
+		if o.blocks > 0 && o.live < o.blocks && float64(o.live) <= scrubStop*float64(o.blocks) {
+			victims = append(victims, o)
 		}
 	}
-	slices.SortFunc(victims, func(a, b stored) int { return cmp.Compare(score(b), score(a)) })
-	for i, s := range victims {
+	slices.SortFunc(victims, func(a, b unit) int { return cmp.Compare(score(b), score(a)) })
+	for i, o := range victims {
 		if float64(held) <= target*float64(live) {
 			victims = victims[:i]
 			break
 		}
-		held -= s.at.Blocks - s.live
+		held -= o.blocks - o.live
 	}
-	slices.SortFunc(victims, func(a, b stored) int { return cmp.Compare(a.seq, b.seq) })
+	slices.SortFunc(victims, func(a, b unit) int {
+		return cmp.Or(cmp.Compare(a.written, b.written), cmp.Compare(a.scos[0].seq, b.scos[0].seq))
+	})
 	return victims
 }
 
 // move compacts the victims into containers of up to an SCO's worth of blocks each.
-func (p *scrubPass) move(ctx context.Context, r *root, victims []stored, marks map[uint64]*liveBits, in map[string]int) error {
+func (p *scrubPass) move(ctx context.Context, r *root, victims []unit, marks map[uint64]*liveBits) error {
 	for len(victims) > 0 {
-		n, blocks := 0, 0
-		for n < len(victims) && n < containerSCOs && blocks+victims[n].live <= sco.MaxBlocks {
+		n, scos, blocks := 0, 0, 0
+		for n < len(victims) && (n == 0 || scos+len(victims[n].scos) <= containerSCOs && blocks+victims[n].live <= sco.MaxBlocks) {
 			blocks += victims[n].live
+			scos += len(victims[n].scos)
 			n++
 		}
-		if err := p.container(ctx, r, victims[:n], marks, in); err != nil {
+		if err := p.container(ctx, r, victims[:n], marks); err != nil {
 			return err
 		}
 		victims = victims[n:]
@@ -533,9 +577,13 @@ func (p *scrubPass) move(ctx context.Context, r *root, victims []stored, marks m
 	return nil
 }
 
-// container moves a few SCOs into one new object.
-func (p *scrubPass) container(ctx context.Context, r *root, victims []stored, marks map[uint64]*liveBits, in map[string]int) error {
+// container moves a few objects into one new object.
+func (p *scrubPass) container(ctx context.Context, r *root, from []unit, marks map[uint64]*liveBits) error {
 	d := p.d
+	var victims []stored
+	for _, o := range from {
+		victims = append(victims, o.scos...)
+	}
 	number := uint64(d.now().UnixNano())
 	c := sco.NewContainer(sco.Container{Volume: r.ID, Epoch: r.epoch(), N: number, Created: d.now().UnixNano()})
 	places := make([]place, len(victims))
@@ -603,11 +651,13 @@ func (p *scrubPass) container(ctx context.Context, r *root, victims []stored, ma
 	for i, s := range victims {
 		d.objects.forgetSCO(spans[len(spans)-1].Number, s.seq)
 		p.report.MovedBytes += places[i].Bytes
-		if s.at.own() {
-			p.grave(r.ID, s.at.name(r.ID, s.seq), s.at.Bytes)
-		} else if in[s.at.Container]--; in[s.at.Container] == 0 {
-			p.grave(r.ID, s.at.Container, s.at.Bytes)
+	}
+	for _, o := range from {
+		bytes := int64(0)
+		for _, s := range o.scos {
+			bytes += s.at.Bytes
 		}
+		p.grave(r.ID, o.scos[0].at.name(r.ID, o.scos[0].seq), bytes)
 	}
 	p.report.Moved += len(victims)
 	p.report.Containers++

@@ -3,12 +3,14 @@ package volumedriver
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
 	"varve/volumedriver/backend"
 	"varve/volumedriver/backend/local"
+	"varve/volumedriver/sco"
 	"varve/volumedriver/vfs"
 )
 
@@ -86,5 +88,51 @@ func TestMarkAsksClonesThemselves(t *testing.T) {
 	got, err := contentOf(clone.Size(), func(p []byte) error { return clone.Read(ctx, p, 0) })
 	if want := "5" + strings.Repeat("1", exhaustiveBlocks-1); err != nil || got != want {
 		t.Fatalf("after a scrub that moved %d SCOs the clone reads %q (%v), want %q", r.Moved, got, err, want)
+	}
+}
+
+// TestContainersMoveWhole: of a container that stays, all SCOs are in use. One that was left in part would hold its space for as long as
+// any of it is live, and the scrub would not know.
+func TestContainersMoveWhole(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	mem := vfs.NewMem(1)
+	x, err := openSmall(mem, true)
+	must(t, err)
+	defer func() { must(t, x.stop()) }()
+	store, err := local.Open(mem, "/backend")
+	must(t, err)
+	x.d.AddPool(testPool, store)
+	const blocks = 64
+	v := create(t, x.d, testVolume, blocks*blockSize)
+	r := rand.New(rand.NewPCG(1, 1))
+	must(t, v.Write(ctx, fill(blocks, 1), 0, 0))
+	containers, shared := 0, 0
+	for range 25 {
+		for range 12 {
+			must(t, v.Write(ctx, fill(1, 2), r.Int64N(blocks)*blockSize, 0))
+		}
+		must(t, x.d.Drain(ctx))
+		_, err := x.d.Scrub(ctx, testPool, ScrubOptions{Target: 1.2, Grace: -1})
+		must(t, err)
+		must(t, eachObject(ctx, store, "c/", func(i backend.Info) error {
+			containers++
+			members := 0
+			err := x.d.eachSCO(ctx, store, i.Name, func(h *sco.Header, _ place) error {
+				members++
+				at, err := x.d.placeOf(testVolume, h.Seq)
+				if err == nil && at.Container != i.Name {
+					t.Fatalf("SCO %d has left %s, which is still there, for %s", h.Seq, i.Name, at.Container)
+				}
+				return err
+			})
+			if members > 1 {
+				shared++
+			}
+			return err
+		}))
+	}
+	if shared == 0 {
+		t.Fatalf("%d containers, none with several SCOs", containers)
 	}
 }
