@@ -28,8 +28,10 @@ const (
 	sealAnyAge      = 60 * time.Second // anything older is sealed
 	eagerOccupancy  = 0.2              // of the log: an SCO's worth is sealed at once
 	urgentOccupancy = 0.5              // of the log: whatever holds the oldest segment is sealed, however little
-	jobsMax         = 4                // SCOs being built or put, per node
+	jobsMax         = 4                // SCOs being built or put, per node, on backends that are near
+	farJobsMax      = 6                // on others too
 	volumeJobsMax   = 2                // per volume
+	farVolumeJobs   = 4                // per volume whose backend takes several at a time to be kept busy
 	recordsPerSeal  = 16384            // looked at for one SCO
 	putTimeout      = 2 * time.Minute
 )
@@ -76,10 +78,11 @@ type pick struct {
 
 // due says whether the volume has something to seal now.
 func (v *Volume) due(now time.Time, occupancy float64, pins bool) bool {
+	most := v.jobsMax() // before mu: it takes the driver's lock
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	s := &v.destage
-	if len(s.jobs) >= volumeJobsMax || v.logged.Load() == s.sealed || v.err() != nil || v.stuck.Load() != nil {
+	if len(s.jobs) >= most || v.logged.Load() == s.sealed || v.err() != nil || v.stuck.Load() != nil {
 		return false
 	}
 	if v.d.draining.Load() > 0 || s.marks > 0 || v.hurry.Load() > s.sealed {
@@ -296,9 +299,13 @@ func (s *destager) schedule(ctx context.Context) {
 
 // begin takes a place for one more job of the volume, if there is one and the volume is not going away.
 func (s *destager) begin(v *Volume) bool {
+	limit := jobsMax
+	if v.jobsMax() > volumeJobsMax {
+		limit = farJobsMax
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.running >= jobsMax {
+	if s.running >= limit {
 		return false
 	}
 	v.running.Add(1)
@@ -308,6 +315,16 @@ func (s *destager) begin(v *Volume) bool {
 	}
 	s.running++
 	return true
+}
+
+// jobsMax is how many SCOs of the volume may be under way at a time. Where each waits for a network they have to overlap; on a disk
+// here, more than two only take memory.
+func (v *Volume) jobsMax() int {
+	store, err := v.d.backendOf(v.root.Pool)
+	if err == nil && backend.Distant(store) {
+		return farVolumeJobs
+	}
+	return volumeJobsMax
 }
 
 func (s *destager) finished(v *Volume) {
@@ -334,7 +351,7 @@ func (s *destager) builder(o sco.Options, h sco.Header, blocks int) *sco.Builder
 
 func (s *destager) keep(b *sco.Builder) {
 	s.mu.Lock()
-	if len(s.builders) < volumeJobsMax {
+	if len(s.builders) < volumeJobsMax || len(s.builders) < s.running {
 		s.builders = append(s.builders, b)
 	}
 	s.mu.Unlock()
@@ -358,12 +375,9 @@ func (s *destager) process(ctx context.Context, j *job) error {
 		PrevEpoch: j.prev.Epoch, PrevSeq: j.prev.Seq, Size: uint64(j.size), ModTime: j.modTime, Created: s.d.now().UnixNano(),
 		Revert: j.revert}, len(j.picks))
 	defer s.keep(b)
-	if err := j.build(b); err != nil {
-		return fmt.Errorf("build sco %d-%d: %w", j.id.Epoch, j.id.Seq, err)
-	}
-	parts, err := b.Finish()
+	parts, err := j.pack(ctx, b)
 	if err != nil {
-		return err
+		return fmt.Errorf("build sco %d-%d: %w", j.id.Epoch, j.id.Seq, err)
 	}
 	if err := s.putSCO(ctx, j, parts); err != nil {
 		return err
@@ -376,6 +390,21 @@ func (s *destager) process(ctx context.Context, j *job) error {
 	s.d.metrics.objects.Inc()
 	s.d.metrics.objectBytes.Add(float64(j.bytes))
 	return v.installReady(j)
+}
+
+// pack builds the SCO. Where several jobs of a volume overlap, they do that one after the other.
+func (j *job) pack(ctx context.Context, b *sco.Builder) ([][]byte, error) {
+	if j.v.jobsMax() > volumeJobsMax {
+		leave, err := backend.TakeTurn(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
+	}
+	if err := j.build(b); err != nil {
+		return nil, err
+	}
+	return b.Finish()
 }
 
 // build fills the SCO from the log.
@@ -449,8 +478,10 @@ func (d *Driver) retry(ctx context.Context, v *Volume, try func(attempt int, sto
 }
 
 // retryPool calls try until it succeeds, ctx ends or gone gives an error, with capped exponential backoff and full jitter, and keeps the driver's
-// view of the backend's health.
+// view of the backend's health. A long wait ends early, once in a call, when the backend answers a look again: what has gathered in the log while
+// it was away should not wait for who drew the shortest lot.
 func (d *Driver) retryPool(ctx context.Context, pool uuid.UUID, gone func() error, try func(attempt int, store backend.Backend) error) error {
+	hurried := false
 	for attempt := 0; ; attempt++ {
 		store, err := d.backendOf(pool)
 		if err == nil {
@@ -469,10 +500,49 @@ func (d *Driver) retryPool(ctx context.Context, pool uuid.UUID, gone func() erro
 		d.health.bad(pool, err, d.now())
 		d.log.Warn("backend refuses, trying again", "vpool", pool, "attempt", attempt, "err", err)
 		limit := min(d.cfg.retryMax, 50*time.Millisecond<<min(attempt, 10))
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(rand.N(limit) + time.Millisecond):
+		wait := rand.N(limit) + time.Millisecond
+		if store == nil || hurried || errors.Is(err, backend.ErrNoSpace) {
+			err = sleep(ctx, wait)
+		} else {
+			hurried, err = d.sleepWhileAway(ctx, store, wait)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+const (
+	lookEvery = 200 * time.Millisecond // at a backend that is away
+	lookName  = "v/look"               // an object that no volume has
+)
+
+// sleepWhileAway sleeps, and looks now and then whether the backend answers; back says that it does.
+func (d *Driver) sleepWhileAway(ctx context.Context, store backend.Backend, wait time.Duration) (back bool, err error) {
+	for end := time.Now().Add(wait); ; {
+		left := time.Until(end)
+		if left <= lookEvery {
+			return false, sleep(ctx, max(left, 0))
+		}
+		if err := sleep(ctx, lookEvery); err != nil {
+			return false, err
+		}
+		if _, err := store.Stat(ctx, lookName); err == nil || errors.Is(err, backend.ErrNotExist) {
+			return true, nil
+		}
+		if ctx.Err() != nil {
+			return false, ctx.Err()
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 )
 
@@ -31,6 +32,26 @@ func WithClass(ctx context.Context, c Class) context.Context {
 func ClassOf(ctx context.Context) Class {
 	c, _ := ctx.Value(classKey{}).(Class)
 	return c
+}
+
+// turns are as many as half of the processors.
+var turns = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
+
+// TakeTurn waits for leave to keep a processor busy for milliseconds, with hashing or packing, until end is called. While every
+// processor is busy, the runtime looks only every 10 ms whether a guest's request has come. An error is that of ctx.
+func TakeTurn(ctx context.Context) (end func(), err error) {
+	select {
+	case turns <- struct{}{}:
+		return func() { <-turns }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Distant says whether a backend is reached over a network, so that several Puts have to be under way at a time to make use of it.
+func Distant(b Backend) bool {
+	d, ok := b.(interface{ Distant() bool })
+	return ok && d.Distant()
 }
 
 // BatchDeleter is a backend that deletes many objects in one call. As with Delete, objects that are not there are no error;

@@ -20,7 +20,7 @@
 //
 // Calls of the classes scrub and replication go to the backend itself: a scrub verifies what is there, and neither should evict.
 //
-// Reading ahead: each open object has a detector of sequential streams (stream.go), which asks for 256 KiB to 8 MiB ahead. Such
+// Reading ahead: each open object has a detector of sequential streams (stream.go), which asks for 256 KiB to 16 MiB ahead. Such
 // flights have their own, smaller share of the requests in flight. Near an object's end they go on with its successor, if the Config names
 // one. The core, which knows what comes after an object's end, can ask for more by
 // Prefetch. A Recorder notes what is read in a time, such as a boot; PrefetchTrace fetches it for the next clone.

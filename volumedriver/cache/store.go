@@ -16,7 +16,7 @@ import (
 
 const (
 	chainsMax  = 256
-	windowPart = 32 // of the RAM tier may be read ahead for one stream
+	windowPart = 16 // of the RAM tier may be read ahead for one stream
 	keepPutMax = 500 * time.Millisecond
 )
 
@@ -39,20 +39,24 @@ type store struct {
 	idle    *list.List         // of those that nobody uses, the latest first
 }
 
-// Put puts. What was known of an object of that name was of another that is gone. If the cache keeps writes, what was put goes to
-// the SSD.
+// Distant tells what the backend tells.
+func (s *store) Distant() bool { return backend.Distant(s.inner) }
+
+// Put puts. What was known of an object of that name was of another that is gone. If the cache keeps writes, what is put goes to
+// the SSD meanwhile; nobody reads it before it is known to be there.
 func (s *store) Put(ctx context.Context, name string, parts ...[]byte) error {
+	s.forget(name)
+	keep := s.c.cfg.KeepWrites && s.c.ssd.on() && backend.ClassOf(ctx) == backend.Foreground
+	var kept sync.WaitGroup
+	if keep {
+		kept.Go(func() { s.keepPut(ctx, name, parts) })
+	}
 	err := s.inner.Put(ctx, name, parts...)
-	if !errors.Is(err, backend.ErrExist) {
+	kept.Wait()
+	if err != nil && keep {
 		s.forget(name)
 	}
-	if err != nil {
-		return err
-	}
-	if s.c.cfg.KeepWrites && s.c.ssd.on() && backend.ClassOf(ctx) == backend.Foreground {
-		s.keepPut(ctx, name, parts)
-	}
-	return nil
+	return err
 }
 
 // keepPut offers an object's lines to the SSD. Its queue holds less than some objects have, so the caller waits a while for room.

@@ -12,8 +12,8 @@ const (
 	streamDense    = 0.6     // part of the bytes passed over that must have been read
 	streamRecent   = 1 << 20 // bytes over which density is judged
 	windowMin      = 256 << 10
-	windowMax      = 8 << 20
-	windowSteps    = 8         // in so many steps a window moves on
+	windowMax      = 16 << 20  // twice what is in flight: the other half has come and waits for its reader
+	windowSteps    = 16        // in so many steps a window moves on
 	beyondFrom     = 1 << 20   // bytes after which a stream is expected to go on beyond the limit
 	endSlack       = 64 << 10  // a stream that comes this near the end has reached it: objects may end with what is not read
 	earlyStart     = 256 << 10 // a stream that starts this near an object's start may go on where another object ended
@@ -21,12 +21,12 @@ const (
 
 // Streams finds sequential readers among the reads of one object, or of one volume: up to eight at a time, whose reads may
 // come somewhat out of order, as those of an operating system with several requests in flight do, while random reads of a small hot
-// region are none. For each it says how far ahead to read: 256 KiB first, twice as much each time, up to 8 MiB. The zero value is
+// region are none. For each it says how far ahead to read: 256 KiB first, twice as much each time, up to 16 MiB. The zero value is
 // ready. Methods may be called concurrently.
 type Streams struct {
 	// ScanBytes is how long a stream gets before it counts as a scan, which should leave no traces in caches. 0: 64 MiB.
 	ScanBytes int64
-	// WindowBytes bounds what is read ahead. 0: 8 MiB.
+	// WindowBytes bounds what is read ahead. 0: 16 MiB.
 	WindowBytes int64
 
 	mu    sync.Mutex

@@ -11,8 +11,11 @@ import (
 	"hash/crc32"
 	"io"
 	"net/http"
+	"runtime"
 
 	"github.com/minio/minio-go/v7"
+
+	"varve/volumedriver/backend"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -20,6 +23,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 const (
 	checksumHeader = "x-amz-checksum-crc32c"
 	idKey          = "Varve-Put" // of the user metadata
+	hashBytes      = 64 << 10
 )
 
 // upload is one call of Put.
@@ -41,9 +45,13 @@ func newUpload(key string, parts [][]byte, secure bool) *upload {
 	sum := sha256.New()
 	for _, p := range parts {
 		u.size += int64(len(p))
-		crc = crc32.Update(crc, castagnoli, p)
-		if !secure {
-			sum.Write(p)
+		for ; len(p) > 0; p = p[min(hashBytes, len(p)):] {
+			piece := p[:min(hashBytes, len(p))]
+			crc = crc32.Update(crc, castagnoli, piece)
+			if !secure {
+				sum.Write(piece)
+			}
+			runtime.Gosched() // a hash cannot be interrupted
 		}
 	}
 	u.crc = base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, crc))
@@ -64,7 +72,12 @@ func (s *Store) Put(ctx context.Context, name string, parts ...[]byte) error {
 		return err
 	}
 	defer end()
+	leave, err := backend.TakeTurn(ctx)
+	if err != nil {
+		return err
+	}
 	u := newUpload(key, parts, s.secure)
+	leave()
 	if err := s.put(ctx, u, policy{attempts: putAttempts}); err != nil {
 		return fmt.Errorf("put object %s: %w", name, err)
 	}

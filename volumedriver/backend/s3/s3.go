@@ -214,6 +214,9 @@ func (s *Store) begin(ctx context.Context) (context.Context, func(), error) {
 	}, nil
 }
 
+// Distant implements what backend.Distant asks.
+func (s *Store) Distant() bool { return true }
+
 // Close ends what is under way, and the connections.
 func (s *Store) Close() error {
 	s.life.Lock()
