@@ -29,7 +29,7 @@ const (
 	reclaimLog   = 32 << 20
 	reclaimPass  = 1 << 20
 	reclaimOver  = 1.385 // held/live at which a pass ends
-	reclaimMany  = 100  // snapshots, or clones
+	reclaimMany  = 100   // snapshots, or clones
 )
 
 // pattern gives the block that is written next, of n.

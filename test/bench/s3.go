@@ -22,23 +22,89 @@ import (
 	"varve/volumedriver/backend/s3/s3test"
 )
 
-// The rows of S3 (G17, G19, G20) print lines of their own. They compare ours with itself at another round-trip time, and with what the store gives to a plain
-// HTTP client. The store is this program again, as a process of its own: objects in memory, each answer delayed by the round-trip time.
+// The rows of S3 (G17-G20) print lines of their own. They compare ours with itself at another round-trip time, with what the store gives to a plain
+// HTTP client, and with others who use such a store (rivals.go). The store is this program again, as a process of its own: objects in memory, each answer delayed by the round-trip time.
 
 // s3ServerEnv makes this program that store, on the address that it holds.
 const s3ServerEnv = "BENCH_S3_SERVER"
 
-var s3Rows = []string{"G17", "G19", "G20"}
+var s3Rows = []string{"G17", "G18", "G19", "G20"}
 
 var roundTrips = []time.Duration{0, 5 * time.Millisecond, 20 * time.Millisecond, 50 * time.Millisecond}
 
-// serveS3 serves until the process is killed. POST /-/set?rtt=20ms&down=true changes it, GET /-/count counts requests.
+// link lets so many bytes a second pass, in both directions together; 0: all there are.
+type link struct {
+	mu   sync.Mutex
+	rate float64
+	free time.Time
+}
+
+func (l *link) set(rate float64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rate = rate
+}
+
+// pass waits until n bytes have passed.
+func (l *link) pass(n int) {
+	l.mu.Lock()
+	if l.rate == 0 {
+		l.mu.Unlock()
+		return
+	}
+	now := time.Now()
+	if l.free.Before(now) {
+		l.free = now
+	}
+	l.free = l.free.Add(time.Duration(float64(n) / l.rate * float64(time.Second)))
+	wait := l.free.Sub(now)
+	l.mu.Unlock()
+	time.Sleep(wait)
+}
+
+// handler has bodies of requests and replies pass the link.
+func (l *link) handler(inner http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body = &linkBody{r.Body, l}
+		inner.ServeHTTP(&linkWriter{w, l}, r)
+	})
+}
+
+type linkBody struct {
+	io.ReadCloser
+	l *link
+}
+
+func (b *linkBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p[:min(len(p), 64<<10)])
+	b.l.pass(n)
+	return n, err
+}
+
+type linkWriter struct {
+	http.ResponseWriter
+	l *link
+}
+
+func (w *linkWriter) Write(p []byte) (written int, err error) {
+	for len(p) > 0 && err == nil {
+		var n int
+		n, err = w.ResponseWriter.Write(p[:min(len(p), 64<<10)])
+		w.l.pass(n)
+		p, written = p[n:], written+n
+	}
+	return written, err
+}
+
+// serveS3 serves until the process is killed. POST /-/set?rtt=20ms&down=true changes it, and its link by rate=125e6 bytes a second, GET
+// /-/count counts requests.
 func serveS3(address string) error {
 	inner, err := s3test.FakeHandler()
 	if err != nil {
 		return err
 	}
-	f := s3test.NewFault(inner)
+	wire := new(link)
+	f := s3test.NewFault(wire.handler(inner))
 	mux := http.NewServeMux()
 	mux.HandleFunc("/-/set", func(w http.ResponseWriter, r *http.Request) {
 		d, err := time.ParseDuration(r.FormValue("rtt"))
@@ -51,6 +117,14 @@ func serveS3(address string) error {
 			f.SetSpoils(s3test.Spoil{Delay: d})
 		}
 		f.SetDown(r.FormValue("down") == "true")
+		if rate := r.FormValue("rate"); rate != "" {
+			v, err := strconv.ParseFloat(rate, 64)
+			if err != nil || v < 0 {
+				http.Error(w, "rate", http.StatusBadRequest)
+				return
+			}
+			wire.set(v)
+		}
 	})
 	mux.HandleFunc("/-/count", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, f.Requests("")) })
 	mux.Handle("/", f)
@@ -85,7 +159,7 @@ func s3Run(ctx context.Context, r *recorder, dir string) error {
 	for _, row := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"G17", b.flushLatency}, {"G19", b.coldReads}, {"G20", b.outage}} {
+	}{{"G17", b.flushLatency}, {"G18", b.rivals}, {"G19", b.coldReads}, {"G20", func(ctx context.Context) error { return b.onEachLink(ctx, b.outage) }}} {
 		if !r.settings.wantsRow(row.name) || ctx.Err() != nil {
 			continue
 		}
@@ -119,7 +193,11 @@ func (b *s3Bench) startStore() (*harness.Process, error) {
 }
 
 func (b *s3Bench) set(rtt time.Duration, down bool) error {
-	resp, err := b.http.Post(fmt.Sprintf("%s/-/set?rtt=%s&down=%v", b.endpoint, rtt, down), "", nil)
+	return b.post(fmt.Sprintf("rtt=%s&down=%v", rtt, down))
+}
+
+func (b *s3Bench) post(settings string) error {
+	resp, err := b.http.Post(b.endpoint+"/-/set?"+settings, "", nil)
 	if err != nil {
 		return err
 	}
@@ -288,11 +366,30 @@ func (b *s3Bench) coldReads(ctx context.Context) error {
 		}
 		fmt.Println(line)
 	}
-	return b.coldSequential(ctx)
+	return b.onEachLink(ctx, b.coldSequential)
+}
+
+// Links to the store. Without a limit it is the processor that limits: the store, the bench and ours share it.
+var s3Links = []struct {
+	name string
+	rate float64 // bytes a second
+}{{"1 Gbit/s", 125e6}, {"loopback", 0}}
+
+// onEachLink runs a measurement over each link.
+func (b *s3Bench) onEachLink(ctx context.Context, run func(ctx context.Context, link string) error) error {
+	for _, l := range s3Links {
+		if err := b.post(fmt.Sprintf("rtt=0s&rate=%.0f", l.rate)); err != nil {
+			return err
+		}
+		if err := run(ctx, l.name); err != nil {
+			return fmt.Errorf("%s: %w", l.name, err)
+		}
+	}
+	return b.post("rtt=0s&rate=0")
 }
 
 // coldSequential reads the area once through, in order, and compares with eight plain ranged GETs at a time.
-func (b *s3Bench) coldSequential(ctx context.Context) error {
+func (b *s3Bench) coldSequential(ctx context.Context, link string) error {
 	const rtt = 20 * time.Millisecond
 	var ratios, ours []float64
 	for range min(b.repeat, 3) {
@@ -320,8 +417,8 @@ func (b *s3Bench) coldSequential(ctx context.Context) error {
 		ours, ratios = append(ours, rate), append(ratios, rate/plain)
 	}
 	o, ratio := spreadOf(ours), spreadOf(ratios)
-	fmt.Printf("G19  cold sequential read, 1 MiB one at a time, S3 at %s  %.0f MB/s (%.0f to %.0f), %.2f of 8 plain GETs of 1 MiB at a time (goal >= 0.8: %s)\n",
-		rtt, o.Median, o.Min, o.Max, ratio.Median, met(ratio.Median >= 0.8))
+	fmt.Printf("G19  cold sequential read, 1 MiB one at a time, S3 at %s over %s  %.0f MB/s (%.0f to %.0f), %.2f of 8 plain GETs of 1 MiB at a time (goal >= 0.8: %s)\n",
+		rtt, link, o.Median, o.Min, o.Max, ratio.Median, met(ratio.Median >= 0.8))
 	return nil
 }
 
@@ -413,7 +510,7 @@ func (b *s3Bench) restartCold() error {
 }
 
 // outage takes the store away while 300 MiB are written, and measures how fast they go when it is back, and reads meanwhile.
-func (b *s3Bench) outage(ctx context.Context) error {
+func (b *s3Bench) outage(ctx context.Context, wire string) error {
 	const rtt, written, away = 20 * time.Millisecond, 300 << 20, 12 * time.Second
 	if err := b.set(rtt, false); err != nil {
 		return err
@@ -489,8 +586,8 @@ func (b *s3Bench) outage(ctx context.Context) error {
 	_, p1 := quantiles(during)
 	_, p2 := quantiles(draining)
 	rate := written / took.Seconds() / 1e6
-	fmt.Printf("G20  S3 away for %s while %d MiB are written: 0 errors; cached reads p99 %d us before, %d us while it is away, %d us while it drains (goal <= 2x: %s)\n",
-		away, written>>20, p0.Microseconds(), p1.Microseconds(), p2.Microseconds(), met(p2 <= 2*p0))
+	fmt.Printf("G20  S3 over %s away for %s while %d MiB are written: 0 errors; cached reads p99 %d us before, %d us while it is away, %d us while it drains (goal <= 2x: %s)\n",
+		wire, away, written>>20, p0.Microseconds(), p1.Microseconds(), p2.Microseconds(), met(p2 <= 2*p0))
 	fmt.Printf("G20  drain afterwards %.0f MB/s, %.2f of 4 plain PUTs of 16 MiB at a time (%.0f MB/s; goal >= 0.8: %s)\n", rate, rate/link, link,
 		met(rate >= 0.8*link))
 	return nil

@@ -24,16 +24,19 @@ import (
 // on a volume of 1 GiB, written in order; and its block map alone, where a TiB can be had in seconds, of volumes of 1 GiB and
 // of 1 TiB that are mapped whole.
 
-var scalingRows = []string{"S5", "S6", "S7", "S8", "S9", "S10", "S11"}
+var scalingRows = []string{"S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S11", "S15", "S16"}
 
 // scalingGroups are rows that go together.
 var scalingGroups = []struct {
 	rows []string
 	run  func(ctx context.Context, r *recorder, dir string) error
 }{
+	{[]string{"S3", "S4"}, restartRows},
 	{[]string{"S5", "S6", "S7"}, snapshotRows},
 	{[]string{"S8"}, reclaimRows},
 	{[]string{"S9", "S10", "S11"}, requestRows},
+	{[]string{"S15"}, fairnessRows},
+	{[]string{"S1", "S2", "S16"}, memoryRows},
 }
 
 const (
