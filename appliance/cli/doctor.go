@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,7 +43,7 @@ Exit code 1 if a check fails; warnings do not change it.`,
 			if e.data == "" {
 				return usage("no directory is named: give --data DIR")
 			}
-			checks := append(doctor.Disk(e.data, server.OpenLocalBackend), doctor.Host()...)
+			checks := slices.Concat(doctor.Disk(e.data, server.OpenLocalBackend), doctor.Host(), doctor.Layouts(e.layout()))
 			running, err := e.runningChecks(cmd)
 			if err != nil {
 				return err

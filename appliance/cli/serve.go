@@ -19,6 +19,7 @@ import (
 
 	"varve/appliance/server"
 	"varve/control/bytesize"
+	"varve/control/state"
 )
 
 const configName = "config.json"
@@ -87,6 +88,12 @@ func (e *env) serve(cmd *cobra.Command, f *serveFlags) error {
 	cfg.Log = e.logger(level)
 	cfg.NBD, cfg.NFS, cfg.HTTPS, cfg.Portmap, cfg.NBDTLS, cfg.DrainTime = f.nbd, f.nfs, f.https, f.portmap, f.nbdTLS, f.drain
 	cfg.Node, cfg.Unit = f.node, f.unit
+	cfg.Settings = settingsOf(cmd.Flags())
+	done, err := e.keepCrash(cfg.Data, "gateway and control", f.unit)
+	if err != nil {
+		cfg.Log.Warn("a crash would not be kept", "err", err)
+	}
+	defer done()
 	err = server.Serve(cmd.Context(), cfg, func(s server.Summary) { e.printSummary(s) })
 	return e.startFailure("serve", err)
 }
@@ -145,6 +152,7 @@ func (e *env) settle(flags *pflag.FlagSet) error {
 	if err != nil {
 		return &Failure{Exit: ExitUsage, What: "read configuration", Object: path, Why: reason(err), Remedy: "correct the file or remove it", Err: err}
 	}
+	fleet := e.fleetConfig()
 	global := map[string]bool{"data": true, "at": true, "token-file": true, "ca": true, "output": true, "timeout": true, "help": true}
 	known := e.serveCommand().Flags() // the file is serve's, also where a command uses some of it
 	for name := range file {
@@ -163,6 +171,9 @@ func (e *env) settle(flags *pflag.FlagSet) error {
 			value, from = file[f.Name], path
 		}
 		if value == "" {
+			value, from = fleet[f.Name], server.ClusterConfigName
+		}
+		if value == "" {
 			return
 		}
 		if err := flags.Set(f.Name, value); err != nil {
@@ -170,6 +181,49 @@ func (e *env) settle(flags *pflag.FlagSet) error {
 		}
 	})
 	return failed
+}
+
+// fleetConfig is what the cluster sets for this node. What it does not know or like it leaves out: a cluster's setting keeps no node from
+// starting.
+func (e *env) fleetConfig() map[string]string {
+	list, err := readConfig(filepath.Join(e.data, server.ClusterConfigName))
+	if err != nil {
+		fmt.Fprintf(e.std.Err, "varve: the cluster's settings are left out: %v\n", err)
+		return nil
+	}
+	for name, value := range list {
+		if err := server.CheckFleetSetting(name, value); err != nil {
+			fmt.Fprintf(e.std.Err, "varve: a setting of the cluster's is left out: %v\n", err)
+			delete(list, name)
+		}
+	}
+	return list
+}
+
+// settingsOf are all flags with their values.
+func settingsOf(flags *pflag.FlagSet) map[string]string {
+	out := make(map[string]string)
+	flags.VisitAll(func(f *pflag.Flag) { out[f.Name] = f.Value.String() })
+	return out
+}
+
+// keepCrash has the runtime leave a report if this process crashes.
+func (e *env) keepCrash(data, all, unit string) (done func(), err error) {
+	if unit == "" {
+		unit = all
+	}
+	if level, err := server.DataLevel(data); err != nil || level > state.LevelMax {
+		return func() {}, nil // nothing is touched there
+	}
+	dir := e.std.Getenv("VARVE_CRASH_DIR")
+	if dir == "" {
+		dir = server.CrashDir(data)
+	}
+	done, err = server.KeepCrash(dir, e.std.Version, unit)
+	if err != nil {
+		return func() {}, err
+	}
+	return done, nil
 }
 
 const configBytesMax = 64 << 10

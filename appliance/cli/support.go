@@ -59,7 +59,7 @@ no secrets, no passwords, no tokens, no data of vDisks, no addresses of backends
 before you send them. Nothing is sent anywhere.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, s := range only {
-				if !slices.ContainsFunc(sections, func(x section) bool { return x.name == s }) {
+				if s != crashSection.name && !slices.ContainsFunc(sections, func(x section) bool { return x.name == s }) {
 					return usage("there is no section %q", s)
 				}
 			}
@@ -80,7 +80,7 @@ before you send them. Nothing is sent anywhere.`,
 		Use: "sections", Short: "Say what a bundle holds", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			var rows [][]string
-			for _, s := range sections {
+			for _, s := range append(slices.Clip(sections), crashSection) {
 				rows = append(rows, []string{s.name, s.what})
 			}
 			return e.show(rows, func(w io.Writer) error { return printTable(w, []string{"Section", "What"}, rows) })
@@ -127,6 +127,19 @@ func (e *env) writeBundle(ctx context.Context, s *session, path string, only []s
 		}
 		n++
 		parts = append(parts, part{Section: sec.name, File: sec.name + ".json", SHA256: fmt.Sprintf("%x", sha256.Sum256(b))})
+	}
+	crashes, err := e.crashReports(only)
+	if err != nil {
+		parts = append(parts, part{Section: crashSection.name, Missing: err.Error()})
+	}
+	for _, c := range crashes {
+		if err := add(c.name, c.text); err != nil {
+			return n, err
+		}
+		parts = append(parts, part{Section: crashSection.name, File: c.name, SHA256: fmt.Sprintf("%x", sha256.Sum256(c.text))})
+	}
+	if len(crashes) > 0 {
+		n++
 	}
 	manifest, err := json.MarshalIndent(map[string]any{"made": now, "by": "varve " + e.std.Version, "parts": parts}, "", "  ")
 	if err != nil {

@@ -33,6 +33,11 @@ varve serve is both in one process.`,
 				return usage("--log-level %q is none of debug, info, warn, error", f.logLevel)
 			}
 			cfg.Log, cfg.Node = e.logger(level), f.node
+			done, err := e.keepCrash(cfg.Data, "", server.UnitControl)
+			if err != nil {
+				cfg.Log.Warn("a crash would not be kept", "err", err)
+			}
+			defer done()
 			err = server.Control(cmd.Context(), cfg, func() { fmt.Fprintf(e.std.Err, "control is ready on %s\n", e.data) })
 			return e.startFailure("control", err)
 		},

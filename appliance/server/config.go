@@ -46,7 +46,9 @@ type Config struct {
 	S3 S3
 
 	Version string
-	Log     *slog.Logger
+	// Settings are the flags that it was started with, as text, for the check against the cluster's configuration.
+	Settings map[string]string
+	Log      *slog.Logger
 	// ControlLog is for raft; nil is Log.
 	ControlLog *slog.Logger
 }

@@ -128,6 +128,8 @@ func (e estate) checks(ctx context.Context) []v1.HealthCheck {
 	e.volumeChecks(f)
 	e.backendChecks(ctx, f)
 	e.hostChecks(f, self)
+	e.driftChecks(f)
+	e.crashChecks(f, self)
 	if e.secrets.Missing() {
 		f.add("secrets.keys", stateError, self, "there are secrets that no key of this node opens: vPools in buckets and encrypted ones stay closed", "")
 	} else {

@@ -172,6 +172,7 @@ func (a *appliance) run(ctx context.Context, ready func(Summary)) error {
 	core.Go(func() error { return named("node port", a.runNetwork(coreCtx)) })
 	core.Go(func() error { return named("volume driver", a.untilBroken(coreCtx)) })
 	core.Go(func() error { return named("data level", a.followLevel(coreCtx)) })
+	core.Go(func() error { return named("configuration", a.followConfig(coreCtx)) })
 
 	outer, stopOuter := context.WithCancelCause(ctx)
 	defer stopOuter(nil)
