@@ -9,7 +9,7 @@ import { useMay } from '../api/session';
 import { t } from '../strings';
 import { running } from '../strings/running';
 import { Charts } from '../ui/Chart';
-import { Destroy, FormDialog } from '../ui/dialog';
+import { Destroy, FormDialog, stay } from '../ui/dialog';
 import { CheckField, SelectField, TextField } from '../ui/fields';
 import { Facts } from '../ui/Facts';
 import { nodePath, vpoolPath } from '../ui/names';
@@ -78,9 +78,9 @@ function AddNode({ onClose }: { onClose: () => void }) {
   const [token, setToken] = useState<Answer<'createJoinToken'>>();
   return (
     <FormDialog title={s.add} description={s.tokenLead} submit={token ? t.close : s.tokenMake} onClose={onClose} onSubmit={async () => {
-      if (token) return;
+      if (token) return undefined;
       setToken(await call('createJoinToken', { body: { role, ttl: 3600 } }));
-      return new Promise(() => undefined); // the token stays to be read
+      return stay;
     }}>
       {token ? (
         <div className="varve-stack">

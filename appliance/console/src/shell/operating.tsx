@@ -12,6 +12,15 @@ const settings = () => import('../pages/Settings');
 
 export const operating: Section[] = [
   {
+    title: n.machines!,
+    routes: [
+      { path: '/vmachines', nav: n.vmachines, needs: 'listVMachines', element: lazy(() => import('../pages/VMachines')) },
+      { path: '/vmachines/:vmachine', element: lazy(() => import('../pages/VMachine')) },
+      { path: '/hypervisors', nav: n.hypervisors, needs: 'listPMachines', element: lazy(() => import('../pages/Hypervisors')) },
+      { path: '/hypervisors/:pmachine', element: lazy(() => import('../pages/Hypervisors')) },
+    ],
+  },
+  {
     title: n.protection!,
     routes: [
       { path: '/policies', nav: n.policies, needs: 'listPolicies', element: lazy(() => automation().then((m) => ({ default: m.Policies }))) },

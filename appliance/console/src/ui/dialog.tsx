@@ -13,6 +13,9 @@ import { t } from '../strings';
 import { FieldErrors } from './fields';
 import { ProblemAlert } from './Problem';
 
+/** What a form's submit gives when its dialog is to stay open, to show what came of it. */
+export const stay = Symbol('stay');
+
 /** A dialog with a form. What was typed stays when the server refuses; the problem gets the focus. */
 export function FormDialog({ title, description, submit, onSubmit, onClose, children, disabled, wide, danger }: {
   title: string;
@@ -34,8 +37,8 @@ export function FormDialog({ title, description, submit, onSubmit, onClose, chil
     setBusy(true);
     setError(undefined);
     try {
-      await onSubmit();
-      onClose();
+      if ((await onSubmit()) === stay) setBusy(false);
+      else onClose();
     } catch (caught) {
       setError(caught);
       setBusy(false);

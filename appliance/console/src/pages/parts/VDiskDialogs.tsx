@@ -87,10 +87,10 @@ export function CloneVDisk({ disk, snapshot, onClose }: { disk: string; snapshot
   const go = useNavigate();
   return (
     <FormDialog title={s.cloneOf(disk)} submit={s.clone} onClose={onClose} disabled={!splitName(name).path} onSubmit={async () => {
-      const made = await call('cloneVDisk', { path: { vdisk: disk }, body: { name, ...(from ? { snapshot: from } : {}) } });
+      await call('cloneVDisk', { path: { vdisk: disk }, body: { name, ...(from ? { snapshot: from } : {}) } });
       await refresh(...read);
-      toast.done(s.made(made.name));
-      void go(vdiskPath(made.name));
+      toast.done(s.made(name));
+      void go(vdiskPath(name));
     }}>
       <TextField label={s.cloneName} name="name" value={name} onChange={setName} required autoFocus mono />
       <SelectField label={s.cloneFrom} name="snapshot" value={from} onChange={setFrom}
