@@ -53,6 +53,8 @@ check: toolchain
 
 # Ours beside qemu-nbd, nbdkit, nbd-server and nfs-ganesha. BENCH_ROWS="G1 G13", BENCH_REPEAT=5, BENCH_TIME=2 (seconds).
 bench: setup build
+	$(SUDO) test/setup.sh bench-packages
+	test/setup.sh bench
 	$(GO) run ./test/bench
 
 # Kills under load with everything verified, then mixed load with memory watched: SOAK minutes of each.

@@ -3,6 +3,7 @@
 # setup.sh node:     makes .cache/node if there is no Node.js that the console can be built with (root only for Debian's npm).
 # setup.sh packages: installs the Debian 12 packages that the tests and benchmarks use and that are missing (root).
 # setup.sh image:    installs what building and booting the appliance's image takes (root).
+# setup.sh bench:    builds what only the benchmarks use (JuiceFS); bench-packages installs it (s3backer; root).
 # setup.sh cache:    fills .cache/ with what takes long to make: the guest's kernel, fio with the nfs engine, an S3 server.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -94,6 +95,25 @@ versitygw() {
 	rm -rf "$work"
 }
 
+# Beside what ours is measured on S3. It takes some minutes to build, and nothing but the benchmarks uses it.
+juicefs() {
+	[ -x "$cache/juicefs" ] && return
+	echo "building JuiceFS"
+	local work; work=$(mktemp -d)
+	local dir; dir=$(cd "$work" && GOFLAGS= go mod download -json github.com/juicedata/juicefs@v1.2.0 | sed -n 's/^[[:space:]]*"Dir": "\(.*\)",$/\1/p')
+	cp -r "$dir" "$work/src"
+	chmod -R u+w "$work/src"
+	local tags="nogateway nowebdav nocos nobos nohdfs noibmcos noobs nooss noqingstor noscs nosftp noswift noupyun noazure nogs noufile nob2 nonfs
+		nodragonfly nomysql nopg notikv noetcd nosqlite"
+	(
+		cd "$work/src"
+		GOFLAGS= go get github.com/grafana/pyroscope-go/godeltaprof@v0.1.8 # what it names does not build with today's Go
+		GOFLAGS= go build -mod=mod -trimpath -buildvcs=false -tags "$(echo $tags)" -ldflags '-s -w' -o "$cache/juicefs.new" .
+	)
+	mv "$cache/juicefs.new" "$cache/juicefs"
+	rm -rf "$work"
+}
+
 # Go from Debian's backports: bookworm's own is too old to fetch the toolchain that go.mod names.
 golang() {
 	local have; have=$(go env GOVERSION 2>/dev/null | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
@@ -135,6 +155,8 @@ go) golang ;;
 node) node ;;
 packages) packages ;;
 image) packages $IMAGE_PACKAGES ;;
+bench-packages) packages s3backer fuse ;;
+bench) juicefs ;;
 cache) kernel; fio_nfs; versitygw ;;
-*) sed -n '2,6s/^# //p' "$0"; exit 2 ;;
+*) sed -n '2,7s/^# //p' "$0"; exit 2 ;;
 esac
