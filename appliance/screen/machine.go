@@ -69,6 +69,7 @@ const (
 	callLimit  = 3 * time.Second
 	logsShown  = "800"
 	sshUnit    = "varve-ssh.service"
+	bootUnit   = "varve-firstboot.service"
 	httpsPort  = "443"
 	rescueName = "admin"
 )
@@ -76,8 +77,14 @@ const (
 func alive(pid int) bool { return pid > 0 && unix.Kill(pid, 0) == nil }
 
 func (s *System) boot() firstboot.Config {
-	return firstboot.Config{Paths: s.cfg.Paths, Host: s.cfg.Host, Log: s.cfg.Log}
+	return firstboot.Config{Paths: s.cfg.Paths, Host: unnamed{s.cfg.Host}, Log: s.cfg.Log}
 }
+
+// unnamed is a host whose name the screen may not set: first boot does, which is started again when settings have been kept.
+type unnamed struct{ firstboot.Host }
+
+// SetHostname implements firstboot.Host.
+func (unnamed) SetHostname(string) error { return nil }
 
 // api runs f with the appliance's own socket.
 func (s *System) api(ctx context.Context, f func(context.Context, *client.Client) error) error {
@@ -442,7 +449,8 @@ func (s *System) Keep(ctx context.Context) error {
 		return err
 	}
 	s.tried = nil
-	return s.settleTrial()
+	_, err := s.cfg.Host.Run(ctx, "systemctl", "restart", bootUnit)
+	return errors.Join(err, s.settleTrial())
 }
 
 // Revert implements Machine.

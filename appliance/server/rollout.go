@@ -186,6 +186,9 @@ func (u updatesOf) Piece(ctx context.Context, node uuid.UUID, sum string, at int
 // newRollout wires rolling updates; its tasks are among those of newAutomation.
 func (a *appliance) newRollout() *rollout.Rollout {
 	u := updates{a}
+	if err := durable.MakeDir(u.dir()); err != nil { // the update agent, which is root, leaves its status there
+		a.cfg.Log.Warn("updates are not possible", "err", err)
+	}
 	u.answer()
 	return rollout.New(rollout.Config{Self: a.raft.ID(), Store: a.raft.State(), Raft: a.raft, Machine: u, Nodes: updatesOf{a.peers}})
 }

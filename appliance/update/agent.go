@@ -86,7 +86,7 @@ func Ask(dir string, r Request) error {
 	if err := durable.MakeDir(dir); err != nil {
 		return err
 	}
-	return durable.Replace(dir, requestFile, b, 0o600)
+	return durable.Replace(dir, requestFile, b, 0o644)
 }
 
 // Answer is how the last request goes. The zero status means that there was none.
@@ -220,8 +220,8 @@ func (c Config) Tell(dir string) error {
 	if st.State == StateRunning {
 		return nil // the agent will
 	}
-	if err := durable.MakeDir(dir); err != nil {
-		return err
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil // it is the services' to make
 	}
 	return c.tell(dir, st)
 }
