@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	libvirt "github.com/digitalocean/go-libvirt"
 
@@ -29,10 +30,17 @@ type virt struct {
 
 // dialer makes the connection of a session.
 type dialer struct {
-	ctx  context.Context // of the one Dial call
+	ctx  context.Context // of the one session
 	e    Endpoint
 	u    *url.URL
-	conn net.Conn
+	conn atomic.Pointer[packets]
+}
+
+// hangUp ends the connection, if there is one by now.
+func (d *dialer) hangUp() {
+	if c := d.conn.Load(); c != nil {
+		_ = c.Close()
+	}
 }
 
 // Dial implements go-libvirt's Dialer.
@@ -58,8 +66,12 @@ func (d *dialer) Dial() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.conn = &packets{Conn: c}
-	return d.conn, nil
+	p := &packets{Conn: c}
+	d.conn.Store(p)
+	if err := d.ctx.Err(); err != nil { // it ended before there was something to hang up
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
 }
 
 // dialTLS waits for the byte with which libvirt says that it takes our certificate.
@@ -127,11 +139,7 @@ func dialLibvirt(ctx context.Context, e Endpoint) (Hypervisor, error) {
 	d := &dialer{ctx: ctx, e: e, u: u}
 	v := &virt{l: libvirt.NewWithDialer(d)}
 	// Calls of the library take no context: its end closes the connection, which ends them.
-	v.stop = context.AfterFunc(ctx, func() {
-		if d.conn != nil {
-			_ = d.conn.Close()
-		}
-	})
+	v.stop = context.AfterFunc(ctx, d.hangUp)
 	if err := v.l.ConnectToURI(libvirt.ConnectURI(driver + "://" + u.Path)); err != nil {
 		v.stop()
 		return nil, fmt.Errorf("reach libvirt at %s: %w", shown(u), errors.Join(err, ctx.Err()))

@@ -359,7 +359,18 @@ func (c *Controller) CanDelete(ctx context.Context, name string, s DeleteSpec) (
 	if err := c.stopped(ctx, m, s.Force, "deletion"); err != nil {
 		return m, nil, err
 	}
-	_, _, files, err = c.satellites(c.cfg.Store.View(), m)
+	v := c.cfg.Store.View()
+	for _, d := range m.Disks {
+		vol, err := v.Volume(d.Volume)
+		if err != nil || !s.Purge {
+			continue
+		}
+		if n := len(v.ClonesOf(vol.FSID, vol.ID)); n > 0 {
+			return m, nil, &state.Error{Err: state.ErrConflict, Object: m.object(), Detail: fmt.Sprintf("%d clones hang on snapshots of its disk %s", n, d.Name),
+				Remedy: "delete the clones first, or let the disks go into the trash"}
+		}
+	}
+	_, _, files, err = c.satellites(v, m)
 	return m, files, err
 }
 
