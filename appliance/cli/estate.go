@@ -19,7 +19,7 @@ import (
 
 // estateCommands tell of the cluster's health, disks, backends and figures.
 func (e *env) estateCommands() []*cobra.Command {
-	return []*cobra.Command{e.healthCommand(), e.historyCommand(), group("disk", "The disks of the nodes",
+	return []*cobra.Command{e.healthCommand(), e.historyCommand(), e.monitoringCommand(), group("disk", "The disks of the nodes",
 		e.listing(listing{use: "list", short: "List the disks, and what each is used for", path: fixed("disks"),
 			columns: []string{"id", "kind", "model", "size:bytes", "used:bytes", "free:bytes", "roles", "state"}})),
 		group("backend", "Where the objects of vPools are",

@@ -71,8 +71,8 @@ func (m estateMetrics) Collect(out chan<- prometheus.Metric) {
 	gauge(descLog, float64(e.cfg.LogBytes))
 	flag(descLeader, e.raft.IsLeader())
 	gauge(descIndex, float64(e.raft.State().Index()))
-	if e.network != nil {
-		gauge(descCert, float64(e.tls.NodeExpires().Unix()))
+	if until := e.tls.NodeExpires(); !until.IsZero() {
+		gauge(descCert, float64(until.Unix()))
 	}
 	view := e.raft.State().View()
 	loads := e.volumes.Peek()

@@ -241,11 +241,23 @@ func (s *Server) register() error {
 	return nil
 }
 
+// noRoute tells a path that takes other methods from one that there is not.
+func (s *Server) noRoute(c echo.Context) error {
+	for _, m := range methods {
+		probe := s.echo.NewContext(c.Request(), nil)
+		s.echo.Router().Find(strings.ToUpper(m), c.Request().URL.EscapedPath(), probe)
+		if probe.Path() != "" && probe.Path() != "/*" {
+			return echo.ErrMethodNotAllowed
+		}
+	}
+	return echo.ErrNotFound
+}
+
 // console hands the console what is no route of the APIs'.
 func (s *Server) console(c echo.Context) error {
 	r := c.Request()
 	if s.cfg.Console == nil || r.URL.Path == "/api" || strings.HasPrefix(r.URL.Path, "/api/") || r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return echo.ErrNotFound
+		return s.noRoute(c)
 	}
 	s.cfg.Console.ServeHTTP(c.Response(), r)
 	return nil

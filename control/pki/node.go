@@ -240,6 +240,9 @@ func (s *Server) renewServer(ctx context.Context) error {
 func (s *Server) NodeExpires() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.node == nil || s.node.Leaf == nil {
+		return time.Time{} // control's process has it
+	}
 	return s.node.Leaf.NotAfter
 }
 
