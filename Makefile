@@ -6,7 +6,7 @@ CONSOLE ?= yes
 NPM  := env PATH="$(CURDIR)/.cache/node/bin:$$PATH" npm --prefix appliance/console --no-audit --no-fund --loglevel=error
 SRC  := $(shell find appliance control gateway volumedriver -name '*.go' 2>/dev/null) go.mod go.sum
 
-.PHONY: console build run test check setup bench soak clean toolchain
+.PHONY: console console-check build run test check setup bench soak clean toolchain
 
 build: bin/varve
 
@@ -31,6 +31,10 @@ $(WEB): appliance/console/node_modules/.package-lock.json $(WEBSRC)
 appliance/console/node_modules/.package-lock.json: appliance/console/package-lock.json
 	test/setup.sh node
 	@$(NPM) ci
+
+# Its types against the APIs' specifications.
+console-check: appliance/console/node_modules/.package-lock.json
+	@$(NPM) run check
 
 bin/varve: $(SRC) | toolchain
 	CGO_ENABLED=0 $(GO) build -trimpath $(TAGS) -ldflags '-s -w' -o $@ ./appliance/varve

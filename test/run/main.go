@@ -97,7 +97,7 @@ var layers = []layer{
 	{name: "cluster", what: "three appliances lose leaders, links, time and disk; control restarts under guests", limit: 10 * time.Minute,
 		commands: [][]string{{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "9m", "./test/cluster"}}},
 	{name: "console", what: "the web console: types, then a real browser from the set-up code to every page", limit: 10 * time.Minute, commands: [][]string{
-		{"npm", "--prefix", "appliance/console", "run", "--silent", "check"},
+		{"make", "--no-print-directory", "console-check"},
 		{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "8m", "./test/console"},
 	}},
 	{name: "guest", what: "a Linux guest's nbd-client and NFSv3 mounts", limit: 7 * time.Minute,
