@@ -115,7 +115,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not allowed, 6
 	f.StringVarP(&e.output, "output", "o", outputTable, "output `FORMAT`: table, json or yaml")
 	f.DurationVar(&e.timeout, "timeout", 5*time.Minute, "give up on a call to the appliance after this time")
 	root.AddCommand(e.serveCommand(), e.gatewayCommand(), e.controlCommand(), e.vpoolCommand(), e.vdiskCommand(), e.nodeCommand(), e.clusterCommand(), e.statusCommand(),
-		e.doctorCommand(), e.explainCommand(), e.rebuildCommand(), e.versionCommand(), e.firstbootCommand(), e.updateCommand(), e.screenCommand(), e.crashesCommand())
+		e.doctorCommand(), e.explainCommand(), e.rebuildCommand(), e.versionCommand(), e.firstbootCommand(), e.updateCommand(), e.screenCommand(), e.crashesCommand(), e.logsCommand())
 	root.AddCommand(e.accessCommands()...)
 	root.AddCommand(e.snapshotCommands()...)
 	root.AddCommand(e.automationCommands()...)

@@ -19,7 +19,6 @@ import (
 
 	"varve/appliance/server"
 	"varve/control/bytesize"
-	"varve/control/state"
 )
 
 const configName = "config.json"
@@ -85,7 +84,13 @@ func (e *env) serve(cmd *cobra.Command, f *serveFlags) error {
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 		return usage("--log-level %q is none of debug, info, warn, error", f.logLevel)
 	}
-	cfg.Log = e.logger(level)
+	unit := f.unit
+	if unit == server.UnitAll {
+		unit = "appliance"
+	}
+	log, closeLogs := e.keepLogs(e.logger(level), cfg.Data, unit)
+	defer closeLogs()
+	cfg.Log = log
 	cfg.NBD, cfg.NFS, cfg.HTTPS, cfg.Portmap, cfg.NBDTLS, cfg.DrainTime = f.nbd, f.nfs, f.https, f.portmap, f.nbdTLS, f.drain
 	cfg.Node, cfg.Unit = f.node, f.unit
 	cfg.Settings = settingsOf(cmd.Flags())
@@ -212,7 +217,7 @@ func (e *env) keepCrash(data, all, unit string) (done func(), err error) {
 	if unit == "" {
 		unit = all
 	}
-	if level, err := server.DataLevel(data); err != nil || level > state.LevelMax {
+	if level, err := server.DataLevel(data); err != nil || !server.KnowsLevel(level) {
 		return func() {}, nil // nothing is touched there
 	}
 	dir := e.std.Getenv("VARVE_CRASH_DIR")

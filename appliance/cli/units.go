@@ -32,7 +32,9 @@ varve serve is both in one process.`,
 			if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 				return usage("--log-level %q is none of debug, info, warn, error", f.logLevel)
 			}
-			cfg.Log, cfg.Node = e.logger(level), f.node
+			log, closeLogs := e.keepLogs(e.logger(level), cfg.Data, server.UnitControl)
+			defer closeLogs()
+			cfg.Log, cfg.Node = log, f.node
 			done, err := e.keepCrash(cfg.Data, "", server.UnitControl)
 			if err != nil {
 				cfg.Log.Warn("a crash would not be kept", "err", err)

@@ -6,6 +6,7 @@
 //	DATA/log/ DATA/map/  the volume driver's log and block map
 //	DATA/level.json      the data level of what is here: a binary that does not know it opens nothing (level.go)
 //	DATA/config.cluster.json  what the cluster's configuration sets for this node's next start (fleet.go)
+//	DATA/logs/           log lines of the units (package logbook)
 //	DATA/crash/          reports of processes that crashed (crash.go)     DATA/update/  bundles and the update agent's exchange (rollout.go)
 //	DATA/lost.json       volumes whose log or map is gone and that no rebuild has settled yet (lost.go)
 //	DATA/ledger.json     how far the log was, for a rebuild to say what is lost with it

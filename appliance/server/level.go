@@ -65,13 +65,16 @@ func readLevel(data string) (levelStamp, error) {
 	return s, nil
 }
 
+// KnowsLevel says whether this binary reads data of a level.
+func KnowsLevel(level int) bool { return level >= state.LevelMin && level <= state.LevelMax }
+
 // checkLevel refuses a directory whose data this binary does not know, before anything in it is opened.
 func checkLevel(data string) error {
 	s, err := readLevel(data)
 	if err != nil {
 		return err
 	}
-	if s.Level < state.LevelMin || s.Level > state.LevelMax {
+	if !KnowsLevel(s.Level) {
 		return &LevelError{Data: data, Level: s.Level, Version: s.Version}
 	}
 	return nil

@@ -143,6 +143,7 @@ func (a *appliance) wire(ctx context.Context) error {
 		return err
 	}
 	estate{a}.answer()
+	estate{a}.answerLogs()
 	a.metrics.MustRegister(estateMetrics{estate{a}})
 	auto := a.automation
 	web, err := console.New()

@@ -34,6 +34,8 @@ type Appliance interface {
 	Protection(ctx context.Context) ([]v1.Protection, error)
 	// Capacity says how full vPools are and will be, by name.
 	Capacity(ctx context.Context) ([]v1.Capacity, error)
+	// Logs are log lines of all nodes, or of one.
+	Logs(ctx context.Context, q LogQuery) (v1.LogLines, error)
 	// History is how figures of an object were.
 	History(ctx context.Context, q HistoryQuery) (v1.History, error)
 }

@@ -543,6 +543,28 @@ type Ledger struct {
 	UnloggedBytes   Size    `json:"unlogged_bytes"`
 }
 
+// LogLine defines model for LogLine.
+type LogLine struct {
+	At        time.Time         `json:"at"`
+	Attrs     map[string]string `json:"attrs,omitempty"`
+	Component string            `json:"component,omitempty"`
+	Level     string            `json:"level"`
+	Message   string            `json:"message"`
+	Node      string            `json:"node"`
+	Seq       uint64            `json:"seq"`
+
+	// Unit Process: "appliance", "gateway" or "control"
+	Unit string `json:"unit"`
+}
+
+// LogLines defines model for LogLines.
+type LogLines struct {
+	Items []LogLine `json:"items"`
+
+	// Unreachable Nodes that did not answer
+	Unreachable []string `json:"unreachable"`
+}
+
 // LogStatus How full the write log is
 type LogStatus struct {
 	Capacity Size `json:"capacity"`
@@ -2054,6 +2076,30 @@ type PatchGroupParams struct {
 	IfMatch IfMatch `json:"If-Match,omitempty"`
 }
 
+// QueryLogsParams defines parameters for QueryLogs.
+type QueryLogsParams struct {
+	// Node Only this node's
+	Node string `form:"node,omitempty" json:"node,omitempty"`
+
+	// Since Unix seconds; an hour ago without it
+	Since int64 `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Unix seconds; now without it
+	Until int64 `form:"until,omitempty" json:"until,omitempty"`
+
+	// Level The least: debug, info, warn or error
+	Level string `form:"level,omitempty" json:"level,omitempty"`
+
+	// Component Only lines of components whose id has this in it
+	Component string `form:"component,omitempty" json:"component,omitempty"`
+
+	// Match Only lines that have this in their message or in an attribute, as key=value
+	Match string `form:"match,omitempty" json:"match,omitempty"`
+
+	// Limit How many of the newest
+	Limit int `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
 // GetHistoryParams defines parameters for GetHistory.
 type GetHistoryParams struct {
 	// Object node:NAME, vpool:NAME or vdisk:VPOOL/PATH
@@ -3103,6 +3149,9 @@ type ServerInterface interface {
 	// GetHealth What was checked on every node, with evidence, remedy and since when
 	// (GET /health)
 	GetHealth(ctx echo.Context) error
+	// QueryLogs Log lines of all nodes, or of one, in the order of their times
+	// (GET /logs)
+	QueryLogs(ctx echo.Context, params QueryLogsParams) error
 	// GetHistory How a figure was over time, for charts: of a node, a vPool or a vDisk
 	// (GET /metrics/history)
 	GetHistory(ctx echo.Context, params GetHistoryParams) error
@@ -4600,6 +4649,66 @@ func (w *ServerInterfaceWrapper) GetHealth(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.GetHealth(ctx)
+	return err
+}
+
+// QueryLogs converts echo context to params.
+func (w *ServerInterfaceWrapper) QueryLogs(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params QueryLogsParams
+	// ------------- Optional query parameter "node" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "node", ctx.QueryParams(), &params.Node, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter node: %s", err))
+	}
+
+	// ------------- Optional query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "since", ctx.QueryParams(), &params.Since, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter since: %s", err))
+	}
+
+	// ------------- Optional query parameter "until" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "until", ctx.QueryParams(), &params.Until, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter until: %s", err))
+	}
+
+	// ------------- Optional query parameter "level" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "level", ctx.QueryParams(), &params.Level, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter level: %s", err))
+	}
+
+	// ------------- Optional query parameter "component" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "component", ctx.QueryParams(), &params.Component, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter component: %s", err))
+	}
+
+	// ------------- Optional query parameter "match" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "match", ctx.QueryParams(), &params.Match, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter match: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.QueryLogs(ctx, params)
 	return err
 }
 
@@ -7944,6 +8053,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/backends/:vpool", wrapper.GetBackend, options.OperationMiddlewares["getBackend"]...)
 	router.POST(options.BaseURL+"/backends/:vpool/test", wrapper.TestBackend, options.OperationMiddlewares["testBackend"]...)
 	router.GET(options.BaseURL+"/health", wrapper.GetHealth, options.OperationMiddlewares["getHealth"]...)
+	router.GET(options.BaseURL+"/logs", wrapper.QueryLogs, options.OperationMiddlewares["queryLogs"]...)
 	router.GET(options.BaseURL+"/protection", wrapper.ListProtection, options.OperationMiddlewares["listProtection"]...)
 	router.GET(options.BaseURL+"/capacity", wrapper.ListCapacity, options.OperationMiddlewares["listCapacity"]...)
 	router.GET(options.BaseURL+"/metrics/history", wrapper.GetHistory, options.OperationMiddlewares["getHistory"]...)
@@ -9619,6 +9729,45 @@ type GetHealthdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetHealthdefaultApplicationProblemPlusJSONResponse) VisitGetHealthResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type QueryLogsRequestObject struct {
+	Params QueryLogsParams
+}
+
+type QueryLogsResponseObject interface {
+	VisitQueryLogsResponse(w http.ResponseWriter) error
+}
+
+type QueryLogs200JSONResponse LogLines
+
+func (response QueryLogs200JSONResponse) VisitQueryLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type QueryLogsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response QueryLogsdefaultApplicationProblemPlusJSONResponse) VisitQueryLogsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -14141,6 +14290,9 @@ type StrictServerInterface interface {
 	// GetHealth What was checked on every node, with evidence, remedy and since when
 	// (GET /health)
 	GetHealth(ctx context.Context, request GetHealthRequestObject) (GetHealthResponseObject, error)
+	// QueryLogs Log lines of all nodes, or of one, in the order of their times
+	// (GET /logs)
+	QueryLogs(ctx context.Context, request QueryLogsRequestObject) (QueryLogsResponseObject, error)
 	// GetHistory How a figure was over time, for charts: of a node, a vPool or a vDisk
 	// (GET /metrics/history)
 	GetHistory(ctx context.Context, request GetHistoryRequestObject) (GetHistoryResponseObject, error)
@@ -15483,6 +15635,31 @@ func (sh *strictHandler) GetHealth(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(GetHealthResponseObject); ok {
 		return validResponse.VisitGetHealthResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// QueryLogs operation middleware
+func (sh *strictHandler) QueryLogs(ctx echo.Context, params QueryLogsParams) error {
+	var request QueryLogsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.QueryLogs(ctx.Request().Context(), request.(QueryLogsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "QueryLogs")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(QueryLogsResponseObject); ok {
+		return validResponse.VisitQueryLogsResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
