@@ -14,7 +14,7 @@ const (
 // Screen gives what an 80x24 terminal shows after what has come over the serial line: programs draw differences, so the text as it
 // came cannot be searched. It knows the sequences that VT100 programs draw with; all others are passed over.
 func Screen(serial string) []string {
-	t := terminal{}
+	t := terminal{bottom: rows - 1}
 	t.clear(0, rows*columns)
 	for i := 0; i < len(serial); {
 		i += t.feed(serial[i:])
@@ -27,9 +27,10 @@ func Screen(serial string) []string {
 }
 
 type terminal struct {
-	cells [rows * columns]rune
-	x, y  int
-	last  rune
+	cells       [rows * columns]rune
+	x, y        int
+	top, bottom int // the lines that scroll
+	last        rune
 }
 
 func (t *terminal) clear(from, to int) {
@@ -74,11 +75,22 @@ func (t *terminal) put(r rune) {
 }
 
 func (t *terminal) newline() {
-	if t.y++; t.y == rows {
-		t.y--
-		copy(t.cells[:], t.cells[columns:])
-		t.clear((rows-1)*columns, rows*columns)
+	if t.y != t.bottom {
+		t.y = min(rows-1, t.y+1)
+		return
 	}
+	copy(t.cells[t.top*columns:], t.cells[(t.top+1)*columns:(t.bottom+1)*columns])
+	t.clear(t.bottom*columns, (t.bottom+1)*columns)
+}
+
+// back is a newline upwards.
+func (t *terminal) back() {
+	if t.y != t.top {
+		t.y = max(0, t.y-1)
+		return
+	}
+	copy(t.cells[(t.top+1)*columns:(t.bottom+1)*columns], t.cells[t.top*columns:])
+	t.clear(t.top*columns, (t.top+1)*columns)
 }
 
 func (t *terminal) escape(s string) int {
@@ -104,7 +116,7 @@ func (t *terminal) escape(s string) int {
 		t.x, t.y = 0, 0
 		return 2
 	case 'M':
-		t.y = max(0, t.y-1)
+		t.back()
 		return 2
 	default:
 		return 2
@@ -167,6 +179,11 @@ func (t *terminal) control(arguments string, final byte) {
 			t.clear(t.y*columns, at+1)
 		default:
 			t.clear(t.y*columns, (t.y+1)*columns)
+		}
+	case 'r':
+		t.top, t.bottom, t.x, t.y = 0, rows-1, 0, 0
+		if low := min(n[1], rows) - 1; low > one-1 {
+			t.top, t.bottom = one-1, low
 		}
 	case 'h':
 		if arguments == "?1049" {

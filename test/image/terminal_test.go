@@ -17,6 +17,8 @@ func TestScreenShowsWhatATerminalWould(t *testing.T) {
 		{"old\x1b[?1049hnew", "   new", ""},
 		{"abcdef\x1b[1;3H\x1b[2X", "ab  ef", ""},
 		{"half\x1b[", "half", ""},
+		{"one\r\ntwo\x1b[1;2r\x1b[1;1H\x1bMnew\x1b[1;24r", "new", "one"},
+		{"a\r\nb\r\nc\x1b[2;3r\x1b[3;1H\n\x1b[r", "a", "c"},
 	} {
 		s := Screen(c.in)
 		if s[0] != c.line0 || s[1] != c.line1 {
