@@ -3,6 +3,7 @@ package cli
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
@@ -22,29 +23,39 @@ import (
 	v1 "varve/control/api/customer"
 )
 
+// whole says that the answer itself is the one item.
+const whole = "."
+
 // section is a part of a support bundle: what the API answers at a path, of which only the fields named are kept. What is not named
 // here is not collected, so that a field that comes later is left out until somebody has thought about it.
 type section struct {
 	name, what, path string
 	fields           []string
+	// of is the member of the answer that has the items; whole is the answer itself, "" is items.
+	of string
 }
 
 var sections = []section{
 	{"status", "state of the appliance", "/status", []string{"state", "problems", "node", "node_id", "cluster", "version", "started", "ready", "vpools", "vdisks",
-		"files", "deleting", "services", "log", "index"}},
-	{"nodes", "nodes with their addresses", "/nodes", []string{"name", "id", "role", "nbd", "nfs", "https", "version", "self", "joined", "seen", "rev"}},
-	{"vpools", "vPools without their backends' addresses", "/vpools", []string{"name", "id", "class", "vdisks", "files", "deleting", "total", "free", "stored", "findings", "rev"}},
+		"files", "deleting", "services", "log", "index"}, whole},
+	{"cluster", "how the nodes are, as this one sees them", "/cluster", []string{"id", "self", "leader", "voters", "nodes", "problems"}, whole},
+	{"health", "what every node has checked, without what was seen", "/health", []string{"code", "title", "state", "node", "object", "remedy", "since", "at"}, "checks"},
+	{"disks", "the nodes' disks, without serial numbers", "/disks", []string{"id", "node", "device", "kind", "model", "size", "roles", "mounts", "used", "free", "state"}, ""},
+	{"backends", "backends without where they are", "/backends", []string{"vpool", "id", "kind", "node", "state", "since", "total", "free", "stored", "pending", "findings"}, ""},
+	{"protection", "what of each vDisk is not safe elsewhere yet", "/protection", []string{"vdisk", "id", "vpool", "owner", "class", "unlogged", "unbacked", "unbacked_age", "known"}, ""},
+	{"nodes", "nodes with their addresses", "/nodes", []string{"name", "id", "role", "nbd", "nfs", "https", "version", "self", "joined", "seen", "rev"}, ""},
+	{"vpools", "vPools without their backends' addresses", "/vpools", []string{"name", "id", "class", "vdisks", "files", "deleting", "total", "free", "stored", "findings", "rev"}, ""},
 	{"vdisks", "vDisks with their sizes and states", "/vdisks", []string{"name", "id", "vpool", "size", "used", "pending", "state", "class", "owner", "epoch", "open",
-		"clients", "template", "rev"}},
+		"clients", "template", "rev"}, ""},
 	{"tasks", "tasks with their problems", "/tasks", []string{"id", "type", "state", "queue", "object", "done", "total", "steps", "log", "problem", "node", "created",
-		"started", "ended"}},
-	{"events", "the last events, without what they say", "/events", []string{"seq", "at", "type", "topic", "key", "node"}},
-	{"schedules", "schedules", "/schedules", []string{"name", "scope", "cron", "zone", "enabled", "last", "next", "error"}},
-	{"policies", "policies", "/policies", []string{"scope", "set", "rev"}},
-	{"config", "names of the settings, without their values", "/config", []string{"key", "version", "at"}},
-	{"sinks", "how sending events goes, without where to", "/sinks", []string{"name", "kind", "enabled", "sent", "failing", "missed"}},
-	{"users", "how many users and with which roles, without names", "/users", []string{"roles", "source", "totp", "disabled"}},
-	{"audit", "the audit log without addresses", "/audit", []string{"seq", "time", "who", "via", "action", "object", "result", "request_id"}},
+		"started", "ended"}, ""},
+	{"events", "the last events, without what they say", "/events", []string{"seq", "at", "type", "topic", "key", "node"}, ""},
+	{"schedules", "schedules", "/schedules", []string{"name", "scope", "cron", "zone", "enabled", "last", "next", "error"}, ""},
+	{"policies", "policies", "/policies", []string{"scope", "set", "rev"}, ""},
+	{"config", "names of the settings, without their values", "/config", []string{"key", "version", "at"}, ""},
+	{"sinks", "how sending events goes, without where to", "/sinks", []string{"name", "kind", "enabled", "sent", "failing", "missed"}, ""},
+	{"users", "how many users and with which roles, without names", "/users", []string{"roles", "source", "totp", "disabled"}, ""},
+	{"audit", "the audit log without addresses", "/audit", []string{"seq", "time", "who", "via", "action", "object", "result", "request_id"}, ""},
 }
 
 const bundleItemsMax = 1000
@@ -164,28 +175,27 @@ func (e *env) writeBundle(ctx context.Context, s *session, path string, only []s
 
 // collect reads a section and keeps the fields that it names.
 func collect(ctx context.Context, c *client.Client, sec section) ([]byte, error) {
-	path := v1.Prefix + sec.path
-	if sec.name != "status" {
-		path += fmt.Sprintf("?limit=%d", bundleItemsMax)
+	path := v1.Prefix + sec.path + "?consistency=stale" // what it knows is enough, and all there is without a majority
+	if sec.of == "" {
+		path += fmt.Sprintf("&limit=%d", bundleItemsMax)
 	}
 	raw, err := c.Do(ctx, http.MethodGet, path, nil, nil)
 	if err != nil {
 		return nil, err
 	}
-	var page struct {
-		Items []map[string]json.RawMessage `json:"items"`
-	}
-	if sec.name == "status" {
-		page.Items = []map[string]json.RawMessage{{}}
-		err = json.Unmarshal(raw.Body, &page.Items[0])
-	} else {
-		err = json.Unmarshal(raw.Body, &page)
-	}
-	if err != nil {
+	var answer map[string]json.RawMessage
+	if err := json.Unmarshal(raw.Body, &answer); err != nil {
 		return nil, fmt.Errorf("read %s: %w", sec.name, err)
 	}
-	kept := make([]map[string]json.RawMessage, 0, len(page.Items))
-	for _, item := range page.Items {
+	items := []map[string]json.RawMessage{answer}
+	if sec.of != whole {
+		items = nil
+		if err := json.Unmarshal(answer[cmp.Or(sec.of, "items")], &items); err != nil {
+			return nil, fmt.Errorf("read %s: %w", sec.name, err)
+		}
+	}
+	kept := make([]map[string]json.RawMessage, 0, len(items))
+	for _, item := range items {
 		only := make(map[string]json.RawMessage)
 		for _, f := range sec.fields {
 			if v, ok := item[f]; ok {
