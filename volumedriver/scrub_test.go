@@ -136,3 +136,41 @@ func TestContainersMoveWhole(t *testing.T) {
 		t.Fatalf("%d containers, none with several SCOs", containers)
 	}
 }
+
+// TestScrubDue: a pass is made when it is time and something has changed, and before that when much was written.
+func TestScrubDue(t *testing.T) {
+	began := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	const held = 1 << 40
+	grown := uint64(held / 20 / (16 << 20))
+	for _, c := range []struct {
+		name    string
+		last    scrubState
+		graves  bool
+		after   time.Duration // since began
+		changes uint64
+		want    bool
+	}{
+		{"not yet", scrubState{}, false, 9 * time.Minute, 1, false},
+		{"time, the first pass", scrubState{}, false, 10 * time.Minute, 1, true},
+		{"time, and nothing changed", scrubState{at: began, changes: 7}, false, 10 * time.Minute, 7, false},
+		{"time, and something is to be deleted", scrubState{at: began, changes: 7}, true, 10 * time.Minute, 7, true},
+		{"early: a twentieth of what is held", scrubState{at: began, changes: 7}, false, time.Minute, 7 + grown, true},
+		{"a hundredth", scrubState{at: began, changes: 7}, false, time.Minute, 7 + grown/5, false},
+		{"the last pass took long", scrubState{at: began, took: time.Minute, changes: 7}, false, 2 * time.Minute, 7 + grown, false},
+		{"it has rested since", scrubState{at: began, took: time.Minute, changes: 7}, false, 5 * time.Minute, 7 + grown, true},
+		{"a volume was deleted", scrubState{at: began, changes: 1 << 40}, false, time.Minute, 7, false},
+	} {
+		d := &Driver{cfg: Config{}.withDefaults()}
+		s := newScrubber(d)
+		if s.last[testPool] = c.last; c.last.at.IsZero() {
+			delete(s.last, testPool)
+		}
+		s.reports[testPool] = ScrubReport{HeldBytes: held}
+		if c.graves {
+			s.graves[testPool] = map[string]grave{"x": {}}
+		}
+		if got := s.due(testPool, began, began.Add(c.after), c.changes); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
