@@ -102,11 +102,11 @@ func (s settings) wantsPeer(peer string) bool {
 	return len(s.peers) == 0 || slices.Contains(s.peers, peer)
 }
 
-// rows are G1-G8, G13-G15, those of S3 (s3.go) and of scaling (scaling.go; some go together) of the goals, in the order in which
+// rows are G1-G8, G13-G15, those of S3 (s3.go), of scaling (scaling.go; some go together) and of control (control.go) of the goals, in the order in which
 // they run: G7 comes last of NBD since it
 // rewrites the area in order, which would make the random rows easier.
 var rows = []string{"G1", "G2", "G3", "G4", "G5", "G6", "G8", "G7", "G13", "G14", "G15", "G17", "G18", "G19", "G20", "S3", "S4", "S5", "S6", "S7",
-	"S8", "S9", "S10", "S11", "S15", "S1", "S2", "S16"}
+	"S8", "S9", "S10", "S11", "S15", "S1", "S2", "S16", "C1", "C2", "C3", "C4"}
 
 func main() {
 	if address := os.Getenv(s3ServerEnv); address != "" {
@@ -138,7 +138,9 @@ const (
 )
 
 func (s settings) diskBytes() int64 {
-	if len(s.rows) > 0 && !slices.ContainsFunc(s.rows, func(row string) bool { return !slices.Contains(s3Rows, row) && !slices.Contains(scalingRows, row) }) {
+	if len(s.rows) > 0 && !slices.ContainsFunc(s.rows, func(row string) bool {
+		return !slices.Contains(s3Rows, row) && !slices.Contains(scalingRows, row) && !slices.Contains(controlRows, row)
+	}) {
 		return diskBytesOfS3s
 	}
 	return diskBytesMin
@@ -163,7 +165,7 @@ func run(ctx context.Context, s settings) error {
 	fmt.Printf("%s: runs of %s, %d repetitions interleaved (ABBA), TCP loopback (G2: unix sockets),\n"+
 		"area of %d MiB, all on one file system, overwritten twice before, log of ours %s\n",
 		strings.Join(chosen, " "), s.runTime, s.repeat, areaBytes>>20, logSize)
-	err := errors.Join(phase(ctx, out, r, nbdRun), phase(ctx, out, r, nfsRun), phase(ctx, out, r, s3Run), phase(ctx, out, r, scalingRun))
+	err := errors.Join(phase(ctx, out, r, nbdRun), phase(ctx, out, r, nfsRun), phase(ctx, out, r, s3Run), phase(ctx, out, r, scalingRun), phase(ctx, out, r, controlRun))
 	r.print(os.Stdout)
 	path := filepath.Join(out, begin.UTC().Format("20060102-150405")+".json")
 	if werr := r.write(path, begin); werr != nil {

@@ -28,7 +28,7 @@ const (
 	reclaimSCO   = 1 << 20
 	reclaimLog   = 32 << 20
 	reclaimPass  = 1 << 20
-	reclaimOver  = 1.385 // held/live at which a pass ends
+	reclaimOver  = 1.375 // held/live at which a pass ends
 	reclaimMany  = 100   // snapshots, or clones
 )
 
