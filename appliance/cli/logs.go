@@ -19,19 +19,35 @@ import (
 	v1 "varve/control/api/customer"
 )
 
-// keepLogs has a unit's lines kept beside its data, numbered.
-func (e *env) keepLogs(log *slog.Logger, data, unit string) (kept *slog.Logger, done func()) {
+// keepRecords has a unit's log lines kept beside its data, numbered, and what the runtime says if the process crashes.
+func (e *env) keepRecords(log *slog.Logger, data, unit string) (kept *slog.Logger, done func()) {
 	if level, err := server.DataLevel(data); err != nil || !server.KnowsLevel(level) {
 		return log, func() {} // nothing is touched there
 	}
-	b, err := logbook.Open(server.LogDir(data), unit)
-	if err != nil {
+	ends := []func(){}
+	if b, err := logbook.Open(server.LogDir(data), unit); err != nil {
 		log.Warn("log lines are not kept", "err", err)
-		return log, func() {}
+	} else {
+		plain := log
+		log = slog.New(b.Handler(log.Handler()))
+		ends = append(ends, func() {
+			if err := b.Close(); err != nil {
+				plain.Warn("log book", "err", err)
+			}
+		})
 	}
-	return slog.New(b.Handler(log.Handler())), func() {
-		if err := b.Close(); err != nil {
-			log.Warn("log book", "err", err)
+	dir := e.std.Getenv("VARVE_CRASH_DIR")
+	if dir == "" {
+		dir = server.CrashDir(data)
+	}
+	if end, err := server.KeepCrash(dir, e.std.Version, unit); err != nil {
+		log.Warn("a crash would not be kept", "err", err)
+	} else {
+		ends = append(ends, end)
+	}
+	return log, func() {
+		for _, end := range ends {
+			end()
 		}
 	}
 }

@@ -84,21 +84,20 @@ func (e *env) serve(cmd *cobra.Command, f *serveFlags) error {
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 		return usage("--log-level %q is none of debug, info, warn, error", f.logLevel)
 	}
+	cfg.Log = e.logger(level)
+	cfg.NBD, cfg.NFS, cfg.HTTPS, cfg.Portmap, cfg.NBDTLS, cfg.DrainTime = f.nbd, f.nfs, f.https, f.portmap, f.nbdTLS, f.drain
+	cfg.Node, cfg.Unit = f.node, f.unit
+	cfg.Settings = settingsOf(cmd.Flags())
+	if err := cfg.Check(); err != nil {
+		return e.startFailure("serve", err)
+	}
 	unit := f.unit
 	if unit == server.UnitAll {
 		unit = "appliance"
 	}
-	log, closeLogs := e.keepLogs(e.logger(level), cfg.Data, unit)
-	defer closeLogs()
-	cfg.Log = log
-	cfg.NBD, cfg.NFS, cfg.HTTPS, cfg.Portmap, cfg.NBDTLS, cfg.DrainTime = f.nbd, f.nfs, f.https, f.portmap, f.nbdTLS, f.drain
-	cfg.Node, cfg.Unit = f.node, f.unit
-	cfg.Settings = settingsOf(cmd.Flags())
-	done, err := e.keepCrash(cfg.Data, "gateway and control", f.unit)
-	if err != nil {
-		cfg.Log.Warn("a crash would not be kept", "err", err)
-	}
+	log, done := e.keepRecords(cfg.Log, cfg.Data, unit)
 	defer done()
+	cfg.Log = log
 	err = server.Serve(cmd.Context(), cfg, func(s server.Summary) { e.printSummary(s) })
 	return e.startFailure("serve", err)
 }
@@ -210,25 +209,6 @@ func settingsOf(flags *pflag.FlagSet) map[string]string {
 	out := make(map[string]string)
 	flags.VisitAll(func(f *pflag.Flag) { out[f.Name] = f.Value.String() })
 	return out
-}
-
-// keepCrash has the runtime leave a report if this process crashes.
-func (e *env) keepCrash(data, all, unit string) (done func(), err error) {
-	if unit == "" {
-		unit = all
-	}
-	if level, err := server.DataLevel(data); err != nil || !server.KnowsLevel(level) {
-		return func() {}, nil // nothing is touched there
-	}
-	dir := e.std.Getenv("VARVE_CRASH_DIR")
-	if dir == "" {
-		dir = server.CrashDir(data)
-	}
-	done, err = server.KeepCrash(dir, e.std.Version, unit)
-	if err != nil {
-		return func() {}, err
-	}
-	return done, nil
 }
 
 const configBytesMax = 64 << 10

@@ -32,14 +32,13 @@ varve serve is both in one process.`,
 			if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 				return usage("--log-level %q is none of debug, info, warn, error", f.logLevel)
 			}
-			log, closeLogs := e.keepLogs(e.logger(level), cfg.Data, server.UnitControl)
-			defer closeLogs()
-			cfg.Log, cfg.Node = log, f.node
-			done, err := e.keepCrash(cfg.Data, "", server.UnitControl)
-			if err != nil {
-				cfg.Log.Warn("a crash would not be kept", "err", err)
+			cfg.Log, cfg.Node, cfg.Unit = e.logger(level), f.node, server.UnitControl
+			if err := cfg.Check(); err != nil {
+				return e.startFailure("control", err)
 			}
+			log, done := e.keepRecords(cfg.Log, cfg.Data, server.UnitControl)
 			defer done()
+			cfg.Log = log
 			err = server.Control(cmd.Context(), cfg, func() { fmt.Fprintf(e.std.Err, "control is ready on %s\n", e.data) })
 			return e.startFailure("control", err)
 		},

@@ -175,10 +175,11 @@ func (b *Book) keepLocked(l Line) error {
 func (b *Book) Handler(inner slog.Handler) slog.Handler { return &handler{book: b, inner: inner} }
 
 type handler struct {
-	book   *Book
-	inner  slog.Handler
-	attrs  []slog.Attr // of With, their keys complete
-	prefix string
+	book      *Book
+	inner     slog.Handler
+	attrs     []slog.Attr // of With, their keys complete
+	prefix    string
+	component string // the last one given
 }
 
 // Enabled implements slog.Handler.
@@ -187,11 +188,19 @@ func (h *handler) Enabled(ctx context.Context, l slog.Level) bool { return h.inn
 // WithAttrs implements slog.Handler.
 func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	out := *h
-	out.inner = h.inner.WithAttrs(attrs)
 	out.attrs = slices.Clone(h.attrs)
+	var rest []slog.Attr
 	for _, a := range attrs {
+		if a.Key == componentAttr && h.prefix == "" { // the nearest one counts, and is told once
+			out.component = a.Value.Resolve().String()
+			continue
+		}
+		rest = append(rest, a)
 		a.Key = h.prefix + a.Key
 		out.attrs = append(out.attrs, a)
+	}
+	if len(rest) > 0 {
+		out.inner = h.inner.WithAttrs(rest)
 	}
 	return &out
 }
@@ -205,12 +214,8 @@ func (h *handler) WithGroup(name string) slog.Handler {
 
 // Handle implements slog.Handler.
 func (h *handler) Handle(ctx context.Context, r slog.Record) error {
-	l := Line{At: r.Time.UTC(), Level: r.Level.String(), Message: clip(r.Message), Attrs: make(map[string]string)}
+	l := Line{At: r.Time.UTC(), Level: r.Level.String(), Component: h.component, Message: clip(r.Message), Attrs: make(map[string]string)}
 	add := func(a slog.Attr) {
-		if a.Key == componentAttr {
-			l.Component = a.Value.Resolve().String()
-			return
-		}
 		l.Attrs[a.Key] = clip(a.Value.Resolve().String())
 	}
 	for _, a := range h.attrs {
@@ -223,6 +228,9 @@ func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 	})
 	return h.book.write(l, func(seq uint64) error {
 		out := r.Clone()
+		if h.component != "" {
+			out.AddAttrs(slog.String(componentAttr, h.component))
+		}
 		out.AddAttrs(slog.Uint64("seq", seq))
 		return h.inner.Handle(ctx, out)
 	})

@@ -26,10 +26,11 @@ func open(t *testing.T, dir, unit string) (*Book, *slog.Logger, *bytes.Buffer) {
 func TestNumbersGoOn(t *testing.T) {
 	dir := t.TempDir()
 	_, log, out := open(t, dir, "gateway")
-	log.With("component", "c1.n1.nbd").Info("one", "volume", "v1")
+	log.With("component", "c1.n1.appliance").With("component", "c1.n1.nbd").Info("one", "volume", "v1")
 	log.Debug("not wanted by the handler below")
 	log.WithGroup("g").With("a", 1).Warn("two", "b", 2)
-	if got := out.String(); !strings.Contains(got, "msg=one") || !strings.Contains(got, "seq=1") || !strings.Contains(got, "g.b=2 g.seq=2") {
+	if got := out.String(); !strings.Contains(got, "msg=one") || !strings.Contains(got, "seq=1") || !strings.Contains(got, "g.b=2 g.seq=2") ||
+		strings.Count(got, "component=") != 1 {
 		t.Error(got)
 	}
 	// Killed in the middle of a line.

@@ -42,6 +42,7 @@ func (b *base) openControl(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	b.cfg.Log = b.cfg.Log.With("component", component(id, self, "appliance"))
 	b.newPeers(self)
 	conf := pki.Config{Dir: filepath.Join(b.cfg.Data, tlsName), Name: id.String(), Hosts: pki.LocalHosts(), Cluster: id, Node: self}
 	if cluster.HasPeers(dir) { // else a lost authority's key is not somebody else's to use
@@ -50,7 +51,7 @@ func (b *base) openControl(ctx context.Context) error {
 	if b.tls, err = pki.Open(conf); err != nil {
 		return err
 	}
-	open := raft.Config{Dir: dir, Log: b.cfg.ControlLog.With("component", "control")}
+	open := raft.Config{Dir: dir, Log: b.cfg.ControlLog.With("component", component(id, self, "control"))}
 	if b.doors != nil && len(b.doors.node) > 0 {
 		ln := b.doors.node[0]
 		c, err := cluster.New(cluster.Config{Dir: dir, Cluster: id, Self: self, PKI: b.tls, Listener: ln,

@@ -106,6 +106,12 @@ type UsageError struct{ Why, Remedy string }
 
 func (e *UsageError) Error() string { return e.Why + "; " + e.Remedy }
 
+// Check says what makes no sense, as Serve would, and touches nothing.
+func (c Config) Check() error {
+	_, err := c.withDefaults()
+	return err
+}
+
 func (c Config) withDefaults() (Config, error) {
 	if c.Data == "" {
 		return c, &UsageError{"no data directory is named", "give --data DIR"}

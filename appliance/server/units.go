@@ -116,6 +116,7 @@ func (b *base) followControl(ctx context.Context) error {
 		}
 		b.cfg.Log.Warn("waiting for control", "socket", ControlSocket(b.cfg.Data))
 	}
+	b.cfg.Log = b.cfg.Log.With("component", component(f.Cluster(), f.ID(), "appliance"))
 	b.newPeers(f.ID())
 	var err error
 	b.tls, err = pki.Open(pki.Config{Dir: filepath.Join(b.cfg.Data, tlsName), Name: f.Cluster().String(), Hosts: pki.LocalHosts(),

@@ -57,6 +57,10 @@ func (fakeAppliance) Capacity(context.Context) ([]v1.Capacity, error) {
 	return []v1.Capacity{{VPool: "default", ID: uuid.UUID{1}}, {VPool: "other", ID: uuid.UUID{2}}}, nil
 }
 
+func (fakeAppliance) Logs(_ context.Context, q LogQuery) (v1.LogLines, error) {
+	return v1.LogLines{Items: []v1.LogLine{{Node: "n1", Unit: "gateway", Seq: 7, At: q.Until, Level: "INFO", Message: q.Match}}, Unreachable: []string{}}, nil
+}
+
 func (fakeAppliance) History(_ context.Context, q HistoryQuery) (v1.History, error) {
 	return v1.History{Object: q.Name, From: q.From.Unix(), To: q.To.Unix(), Step: int64(q.Points), Series: []v1.HistorySeries{}}, nil
 }

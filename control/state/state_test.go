@@ -730,7 +730,7 @@ func TestSecretsHaveNoPrintedForm(t *testing.T) {
 func TestImports(t *testing.T) {
 	allowed := map[string]bool{"net/netip": true, "github.com/google/uuid": true, "github.com/hashicorp/go-memdb": true}
 	for _, std := range []string{"bufio", "bytes", "crypto/sha256", "encoding/binary", "encoding/json", "errors", "fmt", "hash", "hash/crc32",
-		"io", "path", "slices", "strconv", "strings", "sync/atomic", "unicode/utf8"} {
+		"io", "path", "slices", "strconv", "strings", "sync", "sync/atomic", "unicode/utf8"} {
 		allowed[std] = true
 	}
 	files, err := fs.Glob(os.DirFS("."), "*.go")
