@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -225,7 +224,7 @@ func TestImageServesThroughPowerCuts(t *testing.T) {
 	answer, err := m.Client().Post(m.URL("/api/internal/setup"), "application/json", strings.NewReader(`{"code":"x","name":"y","password":"a long enough passphrase"}`))
 	must(t, err)
 	answer.Body.Close()
-	if answer.StatusCode != http.StatusConflict && answer.StatusCode != http.StatusForbidden && answer.StatusCode != http.StatusGone {
+	if answer.StatusCode/100 == 2 {
 		t.Errorf("an appliance that has an administrator answers set-up with %s", answer.Status)
 	}
 	harness.Show("image: a redeployed system disk serves the vDisks of the old data disk")
