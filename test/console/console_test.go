@@ -34,6 +34,7 @@ type step struct {
 	Step  string `json:"step"`
 	Error string `json:"error"`
 	Show  string `json:"show"`
+	Do    string `json:"do"`
 }
 
 var setupCode = regexp.MustCompile(`code ([A-Z0-9]+(?:-[A-Z0-9]+)+)`)
@@ -87,6 +88,12 @@ func TestConsole(t *testing.T) {
 		switch {
 		case s.Show != "":
 			harness.Show("%s", s.Show)
+		case s.Do == "kill":
+			n.Kill()
+		case s.Do == "start":
+			if err := n.Start(); err != nil {
+				t.Errorf("start the appliance again: %v", err)
+			}
 		case s.Step == "end":
 			finished = true
 		default:

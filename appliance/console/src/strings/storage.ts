@@ -18,7 +18,7 @@ export const storage = {
   },
   vdisks: {
     title: 'vDisks', lead: 'The disks of virtual machines. Each is a file of its vPool over NFS and an export over NBD.', create: 'Create vDisk', createTitle: 'Create a vDisk', empty: 'No vDisks yet',
-    emptyBody: 'A vDisk is made here, by the API, or by a hypervisor that writes a .raw or -flat.vmdk file to a mounted vPool.', owner: 'Served by', clients: 'Clients', pending: 'Not on the backend', class: 'Durability', parent: 'Cloned from',
+    emptyBody: 'A vDisk is made here, by the API, or by a hypervisor that writes a .raw or -flat.vmdk file to a mounted vPool.', owner: 'Served by', clients: 'Clients', pending: 'In the log only', class: 'Durability', parent: 'Cloned from',
     nameHelp: 'A path in the vPool, such as web/disk1.', sizeHelp: 'Such as 20GiB. Sparse: only what is written takes room.', sizeWrong: 'Write a number with a unit, such as 20GiB.', snapshot: 'Take snapshot', clone: 'Clone', resize: 'Resize', rename: 'Rename', delete: 'Delete',
     rollback: 'Roll back', template: 'Make template', untemplate: 'Make an ordinary vDisk', deleteTitle: (n: string) => `Delete ${n}`, deleteMany: (n: number) => `Delete ${n} vDisks`, purge: 'Delete for good now, not into the trash', force: 'Also while clients have it open',
     deleted: (n: string) => `${n} is in the trash`, restored: (n: string) => `${n} is back`, undo: 'Restore', made: (n: string) => `${n} is there`, resized: (n: string) => `${n} has its new size`, renamed: (n: string) => `${n} is renamed`, undone: 'Undo',

@@ -241,7 +241,7 @@ export function ObjectTable<O extends Op, T = ItemOf<O>>(props: Props<O, T>) {
                   onSelect: (_, on) => rows.forEach((r) => toggle(r, on)) }} />
               )}
               {visible.map((c, i) => (
-                <Th key={c.key} modifier="nowrap" className={c.right ? 'varve-right' : ''} {...(c.sortable === false ? {} : { sort: {
+                <Th key={c.key} modifier="wrap" className={c.right ? 'varve-right' : ''} {...(c.sortable === false ? {} : { sort: {
                   sortBy: sorted >= 0 ? { index: sorted, direction: sort.startsWith('-') ? 'desc' as const : 'asc' as const } : {},
                   columnIndex: i, onSort: (_e: unknown, _i: number, d: string) => set({ sort: (d === 'desc' ? '-' : '') + c.key }),
                 } })}>{c.title}</Th>
