@@ -145,18 +145,7 @@ func (s *System) Facts(ctx context.Context) Facts {
 	if err != nil && disk.State == firstboot.DataReady {
 		f.State = "starting, or stopped: see the logs (l)"
 	}
-	for _, l := range f.Links {
-		for _, a := range l.Addresses {
-			ip, _, _ := strings.Cut(a, "/")
-			if host := net.ParseIP(ip); host != nil && host.IsGlobalUnicast() {
-				u := "https://" + ip + "/"
-				if port != httpsPort {
-					u = "https://" + net.JoinHostPort(ip, port) + "/"
-				}
-				f.URLs = append(f.URLs, u)
-			}
-		}
-	}
+	f.URLs = urls(f.Links, port)
 	f.Fingerprint = fingerprint(ctx, port)
 	if a, err := update.Answer(update.Dir(s.cfg.Data)); err == nil && a.Now != nil {
 		f.Slot = string(a.Now.Running)
@@ -166,6 +155,33 @@ func (s *System) Facts(ctx context.Context) Facts {
 		}
 	}
 	return f
+}
+
+// urls are where the console is, IPv4 first.
+func urls(links []Link, port string) []string {
+	var four, six []string
+	for _, l := range links {
+		for _, a := range l.Addresses {
+			ip, _, _ := strings.Cut(a, "/")
+			host := net.ParseIP(ip)
+			if host == nil || !host.IsGlobalUnicast() {
+				continue
+			}
+			at := net.JoinHostPort(ip, port)
+			if port == httpsPort {
+				at = strings.TrimSuffix(at, ":"+httpsPort)
+			}
+			u := "https://" + at + "/"
+			switch {
+			case slices.Contains(four, u) || slices.Contains(six, u):
+			case host.To4() != nil:
+				four = append(four, u)
+			default:
+				six = append(six, u)
+			}
+		}
+	}
+	return append(four, six...)
 }
 
 // serving fills in what the appliance says of itself and returns its HTTPS port.

@@ -235,3 +235,13 @@ func TestHomeFitsWhateverIsShown(t *testing.T) {
 		s.fits()
 	}
 }
+
+func TestURLs(t *testing.T) {
+	links := []Link{{"eth0", "up", []string{"fd00::2/64", "10.0.2.15/24", "fe80::1/64"}}, {"eth1", "up", []string{"10.0.2.15/24", "nonsense"}}}
+	if got := urls(links, "443"); !reflect.DeepEqual(got, []string{"https://10.0.2.15/", "https://[fd00::2]/"}) {
+		t.Error(got)
+	}
+	if got := urls(links, "8443"); !reflect.DeepEqual(got, []string{"https://10.0.2.15:8443/", "https://[fd00::2]:8443/"}) {
+		t.Error(got)
+	}
+}

@@ -104,6 +104,9 @@ func OpenBundle(r io.Reader, keys []ed25519.PublicKey) (Manifest, *Root, error) 
 	if err != nil {
 		return Manifest{}, nil, err
 	}
+	if len(keys) == 0 {
+		return Manifest{}, nil, refused("this appliance trusts no key: its image was built without UPDATE_KEYS")
+	}
 	if !signed(manifest, signatures, keys) {
 		return Manifest{}, nil, refused("none of the keys that this appliance trusts has signed it")
 	}
