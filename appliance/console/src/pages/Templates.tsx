@@ -20,6 +20,7 @@ import { useToast } from '../ui/toast';
 const s = storage.templates;
 type Template = ItemOf<'listTemplates'>;
 const countMax = 1000;
+const namesAtOnce = 100;
 
 export default function Templates() {
   const may = useMay();
@@ -52,7 +53,8 @@ function Copies({ from, onClose }: { from: Template; onClose: () => void }) {
   const names = Array.from({ length: n }, (_, i) => (pattern.includes('#') ? pattern.replaceAll('#', String(Number(first) + i)) : n === 1 ? pattern : `${pattern}${Number(first) + i}`));
   return (
     <FormDialog title={s.createTitle(from.name)} submit={s.create} onClose={onClose} disabled={n < 1 || !splitName(pattern).path || !/^\d+$/.test(first)} onSubmit={async () => {
-      await call('createFromTemplate', { path: { vdisk: from.name }, body: { names } });
+      // A task's arguments are bounded: many names are several tasks.
+      for (let i = 0; i < names.length; i += namesAtOnce) await call('createFromTemplate', { path: { vdisk: from.name }, body: { names: names.slice(i, i + namesAtOnce) } });
       await refresh('listTasks', 'listVDisks');
       toast.done(s.started);
     }}>
