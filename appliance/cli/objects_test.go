@@ -148,7 +148,7 @@ func TestObjectCommands(t *testing.T) {
 		{"api GET /nope", "", 3, ``, `no such path`},
 		{"man " + dir + "/man", "", 0, ``, ``},
 		{"support sections", "", 0, `(?m)^vdisks `, ``},
-		{"support bundle " + dir + "/bundle.tar.gz", "", 0, `holds 12 sections`, ``},
+		{"support bundle " + dir + "/bundle.tar.gz", "", 0, `holds 17 sections`, ``},
 		{"support bundle " + dir + "/bundle.tar.gz", "", 4, ``, `there already`},
 		{"support bundle " + dir + "/b2 --section moon", "", 2, ``, `no section`},
 	} {

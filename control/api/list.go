@@ -71,8 +71,7 @@ func listPage[T any](ctx context.Context, all []T, key func(T) string) (page[T],
 		return page[T]{}, badQuery("sort", err.Error())
 	}
 	if len(order) > 0 {
-		all = slices.Clone(all)
-		slices.SortStableFunc(all, func(a, b T) int { return order.compare(reflect.ValueOf(a), reflect.ValueOf(b)) })
+		all = sorted(all, order)
 	}
 	start := 0
 	if text := q.Get("cursor"); text != "" {
@@ -95,6 +94,26 @@ func listPage[T any](ctx context.Context, all []T, key func(T) string) (page[T],
 		c.header.Add("Link", "<?"+next.Encode()+`>; rel="next"`)
 	}
 	return out, nil
+}
+
+// sorted puts items in an order. Items are large, so their places are sorted, and what is compared is read once of each.
+func sorted[T any](all []T, order sorting) []T {
+	type place struct {
+		at     int
+		item   reflect.Value
+		values []string
+	}
+	places := make([]place, len(all))
+	for i := range all {
+		v := reflect.ValueOf(&all[i]).Elem()
+		places[i] = place{i, v, order.values(v)}
+	}
+	slices.SortStableFunc(places, func(a, b place) int { return order.compareTo(a.item, b.values) })
+	out := make([]T, len(all))
+	for i, p := range places {
+		out[i] = all[p.at]
+	}
+	return out
 }
 
 func cloneQuery(q url.Values) url.Values {
@@ -314,8 +333,6 @@ func (s sorting) values(v reflect.Value) []string {
 	}
 	return out
 }
-
-func (s sorting) compare(a, b reflect.Value) int { return s.compareTo(a, s.values(b)) }
 
 func (s sorting) compareTo(a reflect.Value, b []string) int {
 	for i, by := range s {

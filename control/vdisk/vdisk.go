@@ -244,13 +244,20 @@ func (c *Controller) List(_ context.Context, pool string) ([]VDisk, error) {
 		}
 		pools = []state.VPool{p}
 	}
+	slices.SortFunc(pools, func(a, b state.VPool) int { return strings.Compare(a.Name+"/", b.Name+"/") })
 	var out []VDisk
 	for _, p := range pools {
-		for _, d := range v.Disks(p.FSID) {
-			out = append(out, c.with(p, d))
+		disks := v.Disks(p.FSID)
+		order := make([]int, len(disks)) // rows are large, their places are not
+		for i := range order {
+			order[i] = i
+		}
+		slices.SortFunc(order, func(a, b int) int { return strings.Compare(disks[a].Name, disks[b].Name) })
+		out = slices.Grow(out, len(disks))
+		for _, i := range order {
+			out = append(out, c.with(p, disks[i]))
 		}
 	}
-	slices.SortFunc(out, func(a, b VDisk) int { return strings.Compare(a.FullName(), b.FullName()) })
 	return out, nil
 }
 

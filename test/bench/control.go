@@ -168,7 +168,13 @@ func controlRun(ctx context.Context, r *recorder, dir string) error {
 		if err != nil {
 			return fmt.Errorf("cluster of %d: %w", size, err)
 		}
-		if err := errors.Join(l.measure(ctx, r, size), l.close()); err != nil {
+		err = l.measure(ctx, r, size)
+		for i, n := range l.nodes {
+			if log := n.Log(); err != nil && n.Ended() {
+				err = fmt.Errorf("%w; node %d ended: %s", err, i+1, log[max(0, len(log)-4000):])
+			}
+		}
+		if err = errors.Join(err, l.close()); err != nil {
 			return fmt.Errorf("cluster of %d: %w", size, err)
 		}
 	}

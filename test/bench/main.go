@@ -23,9 +23,15 @@
 //   - CPU is utime+stime of the server and its children per 4 KiB operation, over the run; "with destage" adds what ours uses
 //     until it is idle again. What the kernel spends on writeback is in no server's figure. RSS is that after the run.
 //
+// # Rows of their own
+//
+// G17 to G20 run on an S3 store of this program, over round trips of 0 to 50 ms and a link of 1 Gbit/s (s3.go, rivals.go). The scaling laws
+// S1 to S11, S15 and S16 run in this process and print a line for each figure (scaling.go and the files that it names). What is too large
+// for a minute is scaled down with all ratios kept, or exists in the block map only; the line or its file says which.
+//
 // # Settings
 //
-//	BENCH_TIME    seconds of each timed run (2; all rows then take about 20 minutes)
+//	BENCH_TIME    seconds of each timed run (2; all rows then take about 35 minutes)
 //	BENCH_REPEAT  repetitions (5)
 //	BENCH_ROWS    "G1 G13": these rows only
 //	BENCH_PEERS   "nbdkit file,nfs-ganesha": these peers only; ours is always there
