@@ -331,7 +331,8 @@ for (const route of routes) {
     for (const [theme, width] of [['light', 1280], ['dark', 1280], ['dark', 390], ['light', 390]]) {
       await page.setViewportSize({ width, height: 900 });
       await page.evaluate((dark) => document.documentElement.classList.toggle('pf-v6-theme-dark', dark), theme === 'dark');
-      await page.waitForTimeout(100); // transitions of colours are over
+      // What is drawn has the theme's colours.
+      await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50)))));
       const result = await page.evaluate((runOnly) => window.axe.run(document, { runOnly, resultTypes: ['violations'] }), tags);
       runs++;
       for (const v of result.violations) wrong.push(`${theme} ${width}: ${v.id}: ${v.nodes.slice(0, 3).map((n) => `${n.target} ${n.failureSummary}`).join(' | ')}`);
