@@ -34,7 +34,7 @@ import (
 // and what is done with them:
 //
 //	STATE/disk.json names the disk in use -> that one is used; if it is missing nothing else takes its place by itself: an
-//	    empty appliance in place of a full one would look like lost data
+//	    empty appliance in place of a full one would look like lost data. If it is there twice, as with a copy, it is asked
 //	no disk known, one ours               -> used (a new system disk with an old data disk)
 //	no disk known, none ours, one blank   -> formatted
 //	otherwise                             -> asked on the screen
@@ -183,8 +183,15 @@ func findData(ctx context.Context, cfg Config) (DiskReport, error) {
 		}
 	}
 	ours, blank := ofKind(disks, DiskOurs), ofKind(disks, DiskBlank)
-	known := slices.IndexFunc(ours, func(d Disk) bool { return d.UUID == rec.UUID })
+	known, twins := -1, 0
+	for i, d := range ours {
+		if d.UUID == rec.UUID {
+			known, twins = i, twins+1
+		}
+	}
 	switch {
+	case twins > 1:
+		r.State, r.Advice = DataAsk, "the data disk is there twice, one is a copy: choose the one to use, or detach the other"
 	case rec.UUID != "" && known >= 0:
 		return r.use(ctx, cfg, ours[known])
 	case rec.UUID != "":

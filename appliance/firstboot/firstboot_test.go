@@ -728,3 +728,19 @@ func TestFactoryReset(t *testing.T) {
 		t.Error("reset twice")
 	}
 }
+
+func TestCopyOfTheDataDisk(t *testing.T) {
+	needXFS(t)
+	m := newMachine(t)
+	dev := m.disk("vdb")
+	m.want(DataReady, "vdb")
+	if out, err := exec.Command("cp", "--sparse=always", dev, m.disk("vdc")).CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	m.contents[filepath.Join(m.dir, "dev/vdc")] = filepath.Join(m.dir, "contents/vdb")
+	m.want(DataAsk, "")
+	if err := Choose(m.config().Paths, "vdc"); err != nil {
+		t.Fatal(err)
+	}
+	m.want(DataReady, "vdc")
+}
