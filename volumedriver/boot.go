@@ -16,15 +16,16 @@ import (
 
 // # Boot traces
 //
-// Machines that are made from one template read the same few per cent of it when they start. So the first clone of a snapshot that is read
-// has noted what it reads, and what it noted is fetched into the read cache for those that come later:
+// Machines that are made from one template read the same few per cent of it when they start. So what the first clone of a
+// snapshot reads is noted, and fetched into the read cache for those that come later:
 //
-//	record   a clone whose parent snapshot has no trace: from its first read on for a minute, as units of 64 KiB of LBA, at most 1 GiB;
-//	         then the trace is kept in the map store, until the snapshot is deleted
-//	fetch    a clone is made, or opened after a restart, and its parent snapshot has a trace: its units are read, a few at a time, through the
-//	         cache, unless the vPool's backend has none
+//	record   a clone whose parent snapshot has no trace: from its first read on for a minute, as units of 64 KiB of LBA, at
+//	         most 1 GiB; then the trace is kept in the map store, until the snapshot is deleted
+//	fetch    a clone is made, or opened after a restart, and its parent snapshot has a trace: its units are read, a few at a
+//	         time, through the cache, unless the vPool's backend has none
 //
-// A trace is a hint: it is not synced, and what is not there, or wrong, costs misses. It names LBAs and not objects, so it outlives the scrub.
+// A trace is a hint: it is not synced, and what is not there, or wrong, costs misses. It names LBAs and not objects, so it
+// outlives the scrub.
 
 const (
 	bootUnit     = 64 << 10
@@ -59,8 +60,8 @@ type boots struct {
 
 func newBoots(d *Driver) *boots { return &boots{d: d, queue: make(chan *Volume, bootQueueMax)} }
 
-// beginLocked has a clone's boot recorded, or what it will read fetched, if the vPool's backend is read through a cache. The volume has
-// just been made or opened. Driver.mu is held.
+// beginLocked has a clone's boot recorded, or what it will read fetched, if the vPool's backend is read through a cache. The
+// volume has just been made or opened. Driver.mu is held.
 func (s *boots) beginLocked(v *Volume, parent *parentRef) {
 	if _, cached := s.d.pools[v.root.Pool].(interface {
 		Prefetch(name string, off, n int64)

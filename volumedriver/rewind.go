@@ -103,7 +103,8 @@ func (w *rewinder) keep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// SetRewind makes the volume's window so long, durably; 0: none. What was written before cannot be had back.
+// SetRewind makes the volume's window so long, durably; 0: none. What was written before cannot be had back. RewindRange tells
+// whether the window has begun.
 func (v *Volume) SetRewind(ctx context.Context, window time.Duration) error {
 	if window < 0 || window > RewindMax {
 		return fmt.Errorf("rewind window of %s (at most %s): %w", window, RewindMax, blockio.ErrBeyondEnd)
@@ -114,7 +115,10 @@ func (v *Volume) SetRewind(ctx context.Context, window time.Duration) error {
 	if err := v.editRoot(func(r *root) { r.Options.Rewind = window }); err != nil {
 		return fmt.Errorf("rewind window of volume %s: %w", v.id, err)
 	}
-	return v.keepBases(ctx)
+	if err := v.keepBases(ctx); err != nil { // a full log, for one: it is tried again
+		v.d.log.Warn("the rewind window does not begin yet", "volume", v.id, "err", err)
+	}
+	return nil
 }
 
 func (v *Volume) rewindWindow() time.Duration {
@@ -223,7 +227,8 @@ func (d *Driver) historyFrom(r *root) (seq uint64, ok bool, err error) {
 }
 
 // Rewind takes a snapshot of the volume as it was when the second of at began: of every write that was logged before. The
-// snapshot is durable and on the backend when it returns. progress may be nil; it is told SCOs. ErrRewind if the window does not reach back so far.
+// snapshot is durable and on the backend when it returns. progress may be nil; it is told SCOs. ErrRewind if the window does
+// not reach back so far.
 func (v *Volume) Rewind(ctx context.Context, at time.Time, spec SnapshotSpec, progress func(done, total int64)) (Snapshot, error) {
 	out, err := v.rewind(ctx, at.Truncate(time.Second), spec, progress)
 	if err != nil {
@@ -289,7 +294,8 @@ func (v *Volume) rootedTo(seq uint64) error {
 	return v.d.checkpointer.checkpoint()
 }
 
-// stepsTo gives the SCOs from the newest whose last record is older than at down to the one at which the oldest base stands, and that base.
+// stepsTo gives the SCOs from the newest whose last record is older than at down to the one at which the oldest base stands,
+// and that base.
 func (v *Volume) stepsTo(at time.Time) (steps []stored, oldest *snapshot, err error) {
 	v.mu.RLock()
 	bases, seq := v.basesLocked(), v.root.Prev.Seq
@@ -378,7 +384,8 @@ func (v *Volume) forkLine(spec SnapshotSpec, steps []stored, oldest *snapshot) (
 	return line, base, nil
 }
 
-// frozenIn gives a snapshot that stands in from..to: at the end of the SCO with these records, since nothing but marks follows a mark in an SCO.
+// frozenIn gives a snapshot that stands in from..to: at the end of the SCO with these records, since nothing but marks
+// follows a mark in an SCO.
 func frozenIn(snaps []*snapshot, from, to uint64) *snapshot {
 	for _, s := range snaps {
 		if s.Seq >= from && s.Seq <= to && s.Gen != 0 {

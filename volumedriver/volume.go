@@ -48,7 +48,8 @@
 //
 // Each of these begins with its concept, its order of steps and what a crash between them leaves: snapshot.go (snapshots are
 // marks in the log, frozen generations of the map), clone.go (clones, rollback, reading a snapshot), flatten.go, scrub.go (space,
-// checksums, orphans), keys.go (compression, encryption), limits.go, floor.go (a map must not be older than its log), claim.go.
+// checksums, orphans), keys.go (compression, encryption), rewind.go (any second of a window), boot.go (what clones read first), limits.go,
+// floor.go (a map must not be older than its log), claim.go.
 package volumedriver
 
 import (
