@@ -27,7 +27,7 @@ import (
 	"varve/test/harness"
 )
 
-const limit = 5 * time.Minute
+const limit = 8 * time.Minute
 
 // step is one line that the script prints.
 type step struct {

@@ -98,7 +98,7 @@ var layers = []layer{
 		commands: [][]string{{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "9m", "./test/cluster"}}},
 	{name: "console", what: "the web console: types, then a real browser from the set-up code to every page", limit: 10 * time.Minute, commands: [][]string{
 		{"make", "--no-print-directory", "console-check"},
-		{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "8m", "./test/console"},
+		{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "9m", "./test/console"},
 	}},
 	{name: "guest", what: "a Linux guest's nbd-client and NFSv3 mounts", limit: 7 * time.Minute,
 		commands: [][]string{e2e("6m", "Guest")}},
