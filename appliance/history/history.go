@@ -1,7 +1,7 @@
 // Package history keeps what a node measured for thirty days, for charts: of itself, of what it serves of each vPool, and of each vDisk
 // that it owns.
 //
-//	s, err := history.Open(history.Config{FS, Dir, Collect, Log})      // starts nothing
+//	s, err := history.Open(history.Config{Dir, Collect, Log})      // starts nothing
 //	go s.Run(ctx)                                                       // a step every ten seconds
 //	s.Query(object, from, to, points) (Series, error)
 //
