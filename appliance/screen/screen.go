@@ -357,12 +357,12 @@ func (m *Model) homeKey(k string) tea.Cmd {
 	case "l":
 		return m.page(titleLogs, mc.Logs)
 	case "j":
-		return m.ask("Join a cluster", "Type the token that the other appliance's console, or varve cluster token create, has shown. The\nappliance restarts and joins; it must not hold data of its own.", "",
-			false, func(token string) tea.Cmd {
-				return m.do("Joining", func(ctx context.Context) (string, error) {
-					return "The token is kept; the appliance joins now.", mc.Join(ctx, token)
-				})
+		return m.ask("Join a cluster", "Type the token that the other appliance's console, or varve cluster token create, has shown.\n"+
+			"The appliance restarts and joins; it must not hold data of its own.", "", false, func(token string) tea.Cmd {
+			return m.do("Joining", func(ctx context.Context) (string, error) {
+				return "The token is kept; the appliance joins now.", mc.Join(ctx, token)
 			})
+		})
 	case "b":
 		return m.choose("Data disk: only one that is empty or was a data disk can be chosen", mc.Disks(), func(id string) tea.Cmd {
 			return m.do("Taking disk "+id, func(context.Context) (string, error) {
@@ -378,21 +378,24 @@ func (m *Model) homeKey(k string) tea.Cmd {
 				return m.do("Making a code", func(ctx context.Context) (string, error) { return "There is a new set-up code.", mc.NewSetupCode(ctx) })
 			})
 		}
-		return m.ask("New password of the administrator", "Makes a password that is shown once and takes a second factor away. Type yes.", "yes", false, func(string) tea.Cmd {
-			return m.do("Setting a password", func(ctx context.Context) (string, error) {
-				name, password, err := mc.ResetAdmin(ctx)
-				return fmt.Sprintf("User      %s\nPassword  %s\n\nIt is not shown again. Change it after signing in.", name, password), err
+		return m.ask("New password of the administrator",
+			"Makes a password that is shown once and takes a second factor away. Type yes.", "yes", false, func(string) tea.Cmd {
+				return m.do("Setting a password", func(ctx context.Context) (string, error) {
+					name, password, err := mc.ResetAdmin(ctx)
+					return fmt.Sprintf("User      %s\nPassword  %s\n\nIt is not shown again. Change it after signing in.", name, password), err
+				})
 			})
-		})
 	case "s":
 		return m.ask("SSH", "Opens SSH for an hour, for the keys of the settings only. Type yes.", "yes", false, func(string) tea.Cmd {
 			return m.do("Opening SSH", mc.SSH)
 		})
 	case "u":
-		return m.ask("Previous version", orNone(m.facts.Update, "This machine has no record of updates.")+"\n\nTo start the previous version once, and keep it if it is healthy, type back.", "back", false,
+		return m.ask("Previous version",
+			orNone(m.facts.Update, "This machine has no record of updates.")+"\n\nTo start the previous version once, and keep it if it is healthy, type back.", "back", false,
 			func(string) tea.Cmd { return m.do("Going back", mc.Back) })
 	case "r":
-		return m.choose("Guests that use this appliance wait until it is back", []Choice{{"", "Back"}, {"restart", "Restart"}, {"off", "Power off"}}, func(id string) tea.Cmd {
+		choices := []Choice{{"", "Back"}, {"restart", "Restart"}, {"off", "Power off"}}
+		return m.choose("Guests that use this appliance wait until it is back", choices, func(id string) tea.Cmd {
 			if m.mode = home; id == "" {
 				return nil
 			}
@@ -401,7 +404,9 @@ func (m *Model) homeKey(k string) tea.Cmd {
 			})
 		})
 	case "f":
-		return m.ask("Factory reset", "Erases everything on the data disk: vDisks on local backends, keys, settings. What lies encrypted\non S3 can never be read again. Type the host name to erase it: "+m.facts.Hostname,
+		return m.ask("Factory reset",
+			"Erases everything on the data disk: vDisks on local backends, keys, settings.\nWhat lies encrypted on S3 can never be read again.\n\n"+
+				"Type the host name to erase it: "+m.facts.Hostname,
 			orNone(m.facts.Hostname, "erase"), false, func(string) tea.Cmd {
 				return m.do("Resetting", func(ctx context.Context) (string, error) {
 					return "The appliance restarts and is erased.", mc.FactoryReset(ctx)

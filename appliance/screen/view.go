@@ -29,7 +29,8 @@ func (m *Model) Lines() []string {
 	keys := "any key: back"
 	switch m.mode {
 	case home:
-		body, keys = m.homeLines(), "c network   n test of it   d doctor   l logs   j join a cluster   b data disk\n p password   s ssh   u update   r restart, off   f factory reset"
+		body = m.homeLines()
+		keys = "c network   n test of it   d doctor   l logs   j join a cluster   b data disk\n p password   s ssh   u update   r restart, off   f factory reset"
 	case form:
 		body, keys = m.formLines(), "up/down: field   F10 or ctrl+T: try for a minute   esc: leave"
 	case trying:

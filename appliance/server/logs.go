@@ -50,7 +50,8 @@ func (e estate) Logs(ctx context.Context, q api.LogQuery) (v1.LogLines, error) {
 		lines = append(lines, a.Value...)
 	}
 	for _, l := range logbook.Merge(q.Limit, lines) {
-		out.Items = append(out.Items, v1.LogLine{Node: l.Node, Unit: l.Unit, Seq: l.Seq, At: l.At, Level: l.Level, Component: l.Component, Message: l.Message, Attrs: l.Attrs})
+		out.Items = append(out.Items, v1.LogLine{Node: l.Node, Unit: l.Unit, Seq: l.Seq, At: l.At, Level: l.Level, Component: l.Component,
+			Message: l.Message, Attrs: l.Attrs})
 	}
 	return out, nil
 }

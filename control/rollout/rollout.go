@@ -140,7 +140,8 @@ func (o *Rollout) Use(s Submitter) { o.cfg.Tasks = s }
 // Types for the node's worker.
 func (o *Rollout) Types() []jobs.Type {
 	return []jobs.Type{{
-		Name: TaskRollout, Title: "update the appliances, one after the other", Do: o.rollout, Queue: state.QueueGeneric, Ensure: state.EnsureSingle, Deliveries: deliveries,
+		Name: TaskRollout, Title: "update the appliances, one after the other", Do: o.rollout, Queue: state.QueueGeneric,
+		Ensure: state.EnsureSingle, Deliveries: deliveries,
 		Consequence: "the nodes that were not reached keep the version they run; all of them serve",
 		Remedy:      "mend what is named, then start the task again: it goes on where it stopped",
 	}, {
