@@ -857,6 +857,57 @@ func TestSecondFactor(t *testing.T) {
 	if rec := w.send("PATCH", base+"/users/alice", `{"reset_totp":true}`, bearer(w.token)); rec.Code != 200 || signIn("").Code != 200 {
 		t.Error("an administrator takes it away:", rec.Code, rec.Body)
 	}
+	removeOwnSecondFactor(t, w)
+}
+
+// A user turns the own second factor off with a code of it; guessing meets the back-off of sign-ins.
+func removeOwnSecondFactor(t *testing.T, w *world) {
+	w.user("bob", state.RoleViewer)
+	cookie, csrf := w.session("bob")
+	as := []func(*http.Request){cookie, header(csrfHeader, csrf)}
+	remove := func(code string, as ...func(*http.Request)) int {
+		return w.send("POST", internal.Prefix+"/totp/removal", `{"code":"`+code+`"}`, as...).Code
+	}
+	if code := remove("000000", as...); code != 409 {
+		t.Error("one that is off was turned off:", code)
+	}
+	var key internal.TOTPKey
+	w.must(json.Unmarshal(w.send("POST", internal.Prefix+"/totp", "", as...).Body.Bytes(), &key))
+	code, err := auth.CodeOf(key.URI, w.clock.now())
+	w.must(err)
+	if rec := w.send("POST", internal.Prefix+"/totp/confirmation", `{"code":"`+code+`"}`, as...); rec.Code != 204 {
+		t.Fatal(rec.Code, rec.Body)
+	}
+	signIn := func(code string) *httptest.ResponseRecorder {
+		return w.send("POST", internal.Prefix+"/session", fmt.Sprintf(`{"name":"bob","password":%q,"code":%q}`, goodPassword, code))
+	}
+	rec := signIn(code)
+	var in internal.Session
+	w.must(json.Unmarshal(rec.Body.Bytes(), &in))
+	cookies, err := http.ParseSetCookie(rec.Header().Get("Set-Cookie"))
+	w.must(err)
+	as = []func(*http.Request){func(r *http.Request) { r.AddCookie(&http.Cookie{Name: sessionCookie, Value: cookies.Value}) }, header(csrfHeader, in.CSRF)}
+	if got := remove(code, as...); got != 400 {
+		t.Error("a code that was used turned it off:", got)
+	}
+	wrong := 0
+	for range 20 {
+		if wrong = remove("000000", as...); wrong == 429 {
+			break
+		}
+	}
+	if wrong != 429 {
+		t.Error("guessing goes on:", wrong)
+	}
+	w.clock.add(20 * time.Minute)
+	code, err = auth.CodeOf(key.URI, w.clock.now())
+	w.must(err)
+	if got := remove(code, as...); got != 204 {
+		t.Fatal("the right code:", got)
+	}
+	if rec := signIn(""); rec.Code != 200 {
+		t.Error("it is still asked for:", rec.Code, rec.Body)
+	}
 }
 
 // Nothing that would let somebody in is in the log, in the commands or in an answer, other than the one that hands it out.
