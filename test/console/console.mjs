@@ -315,7 +315,7 @@ await step('1,000 vDisks', async () => {
 
 const routes = ['/', '/vpools', '/vpools/default', '/vpools/default?tab=hosts', '/vpools/default?tab=settings', '/vdisks', '/vdisks/default%2Fweb%2Fdisk1', '/vdisks/default%2Fweb%2Fdisk1?tab=snapshots',
   '/vdisks/default%2Fweb%2Fdisk1?tab=performance', '/vdisks/default%2Fweb%2Fdisk1?tab=settings', '/templates', '/vmachines', '/hypervisors', '/policies', '/schedules', '/trash', '/nodes', '/disks', '/backends', '/domains',
-  '/tasks', '/events', '/audit', '/users', '/users?tab=roles', '/clients', '/tokens', '/oidc', '/sinks', '/config', '/branding', '/rebuild', '/account', '/about', '/first-run', '/no-such-page'];
+  '/tasks', '/events', '/logs', '/audit', '/users', '/users?tab=roles', '/clients', '/tokens', '/oidc', '/sinks', '/config', '/branding', '/rebuild', '/account', '/about', '/first-run', '/no-such-page'];
 await page.evaluate(axe);
 const tags = ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa'];
 let runs = 0;

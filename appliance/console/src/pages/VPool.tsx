@@ -32,11 +32,11 @@ export default function VPoolPage() {
   const may = useMay();
   const go = useNavigate();
   const toast = useToast();
-  const [dialog, setDialog] = useState<'' | 'delete' | 'clients' | 'credentials'>('');
+  const [dialog, setDialog] = useState<'' | 'delete' | 'clients' | 'credentials' | 'keys'>('');
   const p = query.data;
   return (
     <Page title={vpool} trail={[[s.title, '/vpools']]} label={p && <State value={p.class} text={s.class[p.class] ?? p.class} />}
-      operations={['getVPool', 'patchVPool', 'setVPoolCredentials', 'testBackend', 'deleteVPool', 'listCapacity', 'getBackend', 'getHistory']} names={{ vpool }}
+      operations={['getVPool', 'patchVPool', 'setVPoolCredentials', 'rotateVPoolKeys', 'testBackend', 'deleteVPool', 'listCapacity', 'getBackend', 'getHistory']} names={{ vpool }}
       actions={may('deleteVPool') && <Button variant="secondary" isDanger onClick={() => setDialog('delete')}>{s.delete}</Button>}>
       <Loaded query={query}>
         {(data) => (
@@ -45,7 +45,7 @@ export default function VPoolPage() {
             ['vdisks', s.vdisksTab, () => <VDiskTable vpool={data.name} />],
             ['hosts', s.hosts, () => <Suspense fallback={null}><MountHelper vpool={data.name} /></Suspense>],
             ['performance', s.performance, () => <Charts object={`vpool:${data.name}`} />],
-            ['settings', s.settings, () => <VPoolSettings p={data} onClients={() => setDialog('clients')} onCredentials={() => setDialog('credentials')} />],
+            ['settings', s.settings, () => <VPoolSettings p={data} onClients={() => setDialog('clients')} onCredentials={() => setDialog('credentials')} onKeys={() => setDialog('keys')} />],
             ['events', s.events, () => <EventList topic="vpool" objectKey={data.id} />],
           ]} />
         )}
@@ -53,6 +53,9 @@ export default function VPoolPage() {
       {p && dialog === 'delete' && (
         <Destroy title={s.deleteTitle(p.name)} verb={t.remove} op="deleteVPool" args={{ path: { vpool: p.name }, rev: p.rev }}
           onDone={() => { toast.done(s.deleted(p.name)); void go('/vpools'); }} onClose={() => setDialog('')} />
+      )}
+      {p && dialog === 'keys' && (
+        <Destroy title={s.rotateTitle(p.name)} verb={s.rotate} op="rotateVPoolKeys" args={{ path: { vpool: p.name } }} onDone={() => toast.done(s.rotateStarted)} onClose={() => setDialog('')} />
       )}
       {p && dialog === 'clients' && <Clients p={p} onClose={() => setDialog('')} />}
       {p && dialog === 'credentials' && <Credentials p={p} onClose={() => setDialog('')} />}
@@ -87,7 +90,7 @@ function VPoolOverview({ p }: { p: VPool }) {
   );
 }
 
-function VPoolSettings({ p, onClients, onCredentials }: { p: VPool; onClients: () => void; onCredentials: () => void }) {
+function VPoolSettings({ p, onClients, onCredentials, onKeys }: { p: VPool; onClients: () => void; onCredentials: () => void; onKeys: () => void }) {
   const may = useMay();
   const backend = useCall('getBackend', { path: { vpool: p.name } }, { every: 30_000 });
   const [result, setResult] = useState<Answer<'testBackend'>>();
@@ -116,6 +119,7 @@ function VPoolSettings({ p, onClients, onCredentials }: { p: VPool; onClients: (
         {may('patchVPool') && <Button variant="secondary" onClick={onClients}>{s.edit}</Button>}
         {may('testBackend') && <Button variant="secondary" isLoading={busy} isDisabled={busy} onClick={test}>{s.test}</Button>}
         {may('setVPoolCredentials') && p.backend.startsWith('s3:') && <Button variant="secondary" onClick={onCredentials}>{s.credentials}</Button>}
+        {may('rotateVPoolKeys') && p.encrypted && <Button variant="secondary" onClick={onKeys}>{s.rotate}</Button>}
       </div>
     </div>
   );

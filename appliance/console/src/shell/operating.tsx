@@ -43,6 +43,7 @@ export const operating: Section[] = [
     routes: [
       { path: '/tasks', nav: n.tasks, needs: 'listTasks', element: lazy(() => activity().then((m) => ({ default: m.Tasks }))) },
       { path: '/events', nav: n.events, needs: 'listEvents', element: lazy(() => activity().then((m) => ({ default: m.Events }))) },
+      { path: '/logs', nav: n.logs, needs: 'queryLogs', element: lazy(() => import('../pages/Logs')) },
       { path: '/audit', nav: n.audit, needs: 'listAudit', element: lazy(() => activity().then((m) => ({ default: m.Audit }))) },
     ],
   },

@@ -56,7 +56,7 @@ export const shell = {
   },
   states: { ok: 'OK', warning: 'Warning', error: 'Error', unknown: 'Unknown' } as Record<string, string>,
   navItems: {
-    rebuild: 'Rebuild a vPool', machines: 'Machines',
+    rebuild: 'Rebuild a vPool', machines: 'Machines', logs: 'Logs',
     overview: 'Overview', vpools: 'vPools', vdisks: 'vDisks', templates: 'Templates', trash: 'Trash', vmachines: 'vMachines', hypervisors: 'Hypervisors',
     protection: 'Protection', policies: 'Policies', schedules: 'Schedules', backends: 'Backends', nodes: 'Storage routers', disks: 'Disks', replication: 'Replication',
     activity: 'Activity', tasks: 'Tasks', events: 'Events', audit: 'Audit log', admin: 'Administration', users: 'Users and groups', clients: 'API clients', tokens: 'API tokens', oidc: 'Identity provider',
