@@ -104,14 +104,14 @@ var layers = []layer{
 		commands: [][]string{e2e("6m", "Guest")}},
 	{name: "vm", what: "a VM boots from our disk over NBD and over an NFS mount, is killed, boots again", limit: 7 * time.Minute,
 		commands: [][]string{e2e("6m", "VM")}},
+	{name: "image", what: "units and their sandboxes, the Debian package", limit: 8 * time.Minute,
+		commands: [][]string{{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "7m", "-run", "^Test(Units|Deb)", "./test/image"}}},
 	{name: "memory", what: "memory with many volumes, a map at random under a budget, ten minutes of mixed load", limit: 45 * time.Minute, beside: true,
 		commands: [][]string{
 			append([]string{"nice", "env", "VARVE_MIXED_SECONDS=600"}, e2e("40m", "Memory")...),
 			{"nice", "env", "VARVE_MAP_GIB=100", "VARVE_MAP_SECONDS=25", "go", "test", "-count=1", "-timeout", "4m", "-run", "^TestBudgetFullyMapped$",
 				"./volumedriver/blockmap"},
 		}},
-	{name: "image", what: "units and their sandboxes, the Debian package", limit: 3 * time.Minute,
-		commands: [][]string{{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "2m", "-run", "^Test(Units|Deb)", "./test/image"}}},
 	// It takes an image, which takes a mirror of Debian and some minutes, and a quarter of an hour of emulation.
 	{name: "image-boot", what: "the image boots by BIOS and UEFI, serves a guest through power cuts", limit: 40 * time.Minute, optional: true,
 		commands: [][]string{{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "38m", "-run", "^TestImage", "./test/image"}}},
