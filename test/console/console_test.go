@@ -40,6 +40,7 @@ type step struct {
 var setupCode = regexp.MustCompile(`code ([A-Z0-9]+(?:-[A-Z0-9]+)+)`)
 
 func TestConsole(t *testing.T) {
+	t.Setenv("PATH", harness.Cache("node/bin")+":"+os.Getenv("PATH")) // where setup puts Node.js if the system's is too old
 	harness.Need(t, "chromium", "node", "nbdcopy", "nfs-cp")
 	shots := harness.Cache("console")
 	if err := os.RemoveAll(shots); err != nil {
@@ -62,8 +63,7 @@ func TestConsole(t *testing.T) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "node", filepath.Join(harness.Root(), "test/console/console.mjs"))
 	cmd.Env = append(os.Environ(), "VARVE_URL="+fmt.Sprintf("https://127.0.0.1:%d", n.HTTPSPort), "VARVE_CODE="+code[1], "VARVE_NBD="+n.NBDAddr(),
-		fmt.Sprintf("VARVE_NFS_PORT=%d", n.NFSPort), "VARVE_SHOTS="+shots, "VARVE_TMP="+t.TempDir(),
-		"PATH="+filepath.Join(harness.Root(), ".cache/node/bin")+":"+os.Getenv("PATH"))
+		fmt.Sprintf("VARVE_NFS_PORT=%d", n.NFSPort), "VARVE_SHOTS="+shots, "VARVE_TMP="+t.TempDir())
 	// The browser's processes are the script's: they end with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
