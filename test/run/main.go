@@ -64,8 +64,8 @@ var layers = []layer{
 		{"test/check.sh"},
 		{"go", "test", "-count=1", "./test/layout"},
 	}},
-	{name: "unit", what: "unit tests, models and crash points", limit: 20 * time.Minute, commands: [][]string{
-		{"go", "test", "-timeout", "15m", "-coverprofile", ".cache/volumedriver.cover", "-coverpkg=./volumedriver/...", "./volumedriver/..."},
+	{name: "unit", what: "unit tests, models and crash points", limit: 32 * time.Minute, commands: [][]string{
+		{"go", "test", "-timeout", "25m", "-coverprofile", ".cache/volumedriver.cover", "-coverpkg=./volumedriver/...", "./volumedriver/..."},
 		{"go", "test", "-timeout", "15m", "./appliance/...", "./control/...", "./gateway/...", "./image/...", "./systemd/...", "./test/..."},
 		{"test/cover.sh", ".cache/volumedriver.cover", "85", "volumedriver"},
 	}},
