@@ -186,7 +186,7 @@ func (v *virt) Inventory(context.Context) (Inventory, error) {
 	}
 	for _, d := range domains {
 		m, err := v.machine(d)
-		if libvirt.IsNotFound(err) {
+		if gone(err, libvirt.ErrNoDomain) {
 			continue // undefined meanwhile
 		}
 		if err != nil {
@@ -195,6 +195,12 @@ func (v *virt) Inventory(context.Context) (Inventory, error) {
 		inv.Machines = append(inv.Machines, m)
 	}
 	return inv, nil
+}
+
+// gone says that libvirt knows no such object.
+func gone(err error, code libvirt.ErrorNumber) bool {
+	e, ok := errors.AsType[libvirt.Error](err)
+	return ok && e.Code == uint32(code)
 }
 
 func (v *virt) machine(d libvirt.Domain) (Machine, error) {
@@ -263,7 +269,7 @@ func (v *virt) pools() ([]Mount, error) {
 
 func (v *virt) pool(p libvirt.StoragePool) (m Mount, ok bool, err error) {
 	text, err := v.l.StoragePoolGetXMLDesc(p, 0)
-	if libvirt.IsNotFound(err) {
+	if gone(err, libvirt.ErrNoStoragePool) {
 		return m, false, nil
 	}
 	if err != nil {
@@ -322,7 +328,7 @@ func (v *virt) Mount(_ context.Context, m Mount) (already bool, err error) {
 		if have.Usable {
 			return true, nil
 		}
-	case libvirt.IsNotFound(err):
+	case gone(err, libvirt.ErrNoStoragePool):
 		if m.Path == "" {
 			m.Path = PoolPath(m.Name)
 		}
@@ -347,7 +353,7 @@ func (v *virt) Mount(_ context.Context, m Mount) (already bool, err error) {
 // Unmount implements Hypervisor.
 func (v *virt) Unmount(_ context.Context, _, name string) error {
 	p, err := v.l.StoragePoolLookupByName(name)
-	if libvirt.IsNotFound(err) {
+	if gone(err, libvirt.ErrNoStoragePool) {
 		return nil
 	}
 	if err != nil {

@@ -199,7 +199,7 @@ func TestAPIMachines(t *testing.T) {
 	if out, err := n.CLI("vmachine", "show", "web2"); err == nil {
 		t.Errorf("a deleted VM: %s", out)
 	}
-	if out := n.MustCLI(t, "trash", "list"); strings.Count(out, "default/web2/") != 2 {
+	if out := n.MustCLI(t, "vdisk", "trash", "list"); strings.Count(out, "default/web2/") != 2 {
 		t.Errorf("trash:\n%s", out)
 	}
 	h.put("/bad.vmx", bytes.Repeat([]byte("displayName = \"x\"\n"), 1<<17))
@@ -300,8 +300,11 @@ func TestAPIVSphere(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, "default", "web"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "default", "web", "web.vmx"), []byte(webVMX), 0o600); err != nil {
-		t.Fatal(err)
+	// The simulator wants the files of a VM that is registered in a directory of its own.
+	for _, name := range []string{"web.vmx", "web.nvram", "vmware.log"} {
+		if err := os.WriteFile(filepath.Join(dir, "default", "web", name), []byte(webVMX), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	u, thumbprint := vcenter(t, dir)
 	add := []string{"pmachine", "add", "vc", "--kind", "vsphere", "--address", "https://" + u.Host, "--user", "admin"}
