@@ -30,7 +30,7 @@ func (m *Model) Lines() []string {
 	switch m.mode {
 	case home:
 		body = m.homeLines()
-		keys = "c network   n test of it   d doctor   l logs   j join a cluster   b data disk\n p password   s ssh   u update   r restart, off   f factory reset"
+		keys = "c network   n test of it   d doctor   l logs   j join a cluster   b data disk\np password   s ssh   u update   r restart, off   f factory reset"
 	case form:
 		body, keys = m.formLines(), "up/down: field   F10 or ctrl+T: try for a minute   esc: leave"
 	case trying:
