@@ -12,9 +12,9 @@ const monitorSlack = 200_000
 // relaxMonitor lets the kernel wake the runtime's monitor thread (sysmon) with up to monitorSlack of delay instead of the usual
 // 50 us.
 //
-// While any goroutine runs, the monitor sleeps for 20 us at a time, which with the usual slack makes some 10,000 wake-ups a
-// second. In a virtual machine each of them costs two exits to the hypervisor and more: measured on a 2-core KVM guest under 4 KiB
-// writes at queue depth 16, a fifth of all CPU time of this process went there. What the monitor has to do in time is to take
+// While any goroutine runs, the monitor sleeps for 20 us at a time, which with the usual slack makes some 7,000 wake-ups a
+// second. In a virtual machine each of them costs two exits to the hypervisor and more: measured on a 2-core KVM guest under
+// 4 KiB writes at queue depth 16, a fifth of all CPU time of this process went there. What the monitor has to do in time is to take
 // the processor from a goroutine that is in a long system call; another 150 us before that cost less than was gained: 4 KiB
 // synced writes one at a time became 10 to 20 % more, and CPU per write fell from 23 to 17 us.
 //

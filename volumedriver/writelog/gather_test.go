@@ -57,8 +57,8 @@ func TestGather(t *testing.T) {
 		{"sixteen that sync themselves", 16, func(n, _ int) time.Duration { return time.Duration(10+5*n) * time.Microsecond }, true,
 			14, took + 120*time.Microsecond},
 		// The hold does not pay: it is given up, and costs each write next to nothing beside the sync that is under way.
-		{"three that come when they like", 3, func(n, i int) time.Duration { return time.Duration(1+(n*7+i*3)%11) * time.Millisecond }, false,
-			0.9, took * 3 / 2},
+		{"three that come when they like", 3, func(n, i int) time.Duration { return time.Duration(1+(n*7+i*3)%11) * time.Millisecond },
+			false, 0.9, took * 3 / 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
