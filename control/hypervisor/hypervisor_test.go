@@ -37,7 +37,7 @@ func TestCheck(t *testing.T) {
 		{"vsphere", "https://vc.example.com/sdk?x=1", false, false},
 		{"vsphere", "file:///etc/passwd", false, false},
 		{"libvirt", "qemu+unix:///system?socket=/run/libvirt/libvirt-sock", false, true},
-		{"libvirt", "test+unix:///default?socket=/tmp/x/libvirt-sock", false, true},
+		{"libvirt", "test+unix:///default?socket=/run/x/libvirt-sock", false, true},
 		{"libvirt", "qemu+unix:///system?socket=/run/docker.sock", false, false},
 		{"libvirt", "qemu+unix:///system?socket=/run/x/../docker/libvirt-sock", false, false},
 		{"libvirt", "qemu+unix:///system", false, false},
