@@ -19,7 +19,7 @@ image-setup: toolchain
 	$(SUDO) test/setup.sh image
 
 image: image-setup deb
-	$(SUDO) env PATH="$$PATH" GO="$(GO)" SOURCE_DATE_EPOCH="$(EPOCH)" VERSION="$(VERSION)" UPDATE_KEYS="$(UPDATE_KEYS)" $(IMAGE_ENV) image/build.sh
+	$(SUDO) env PATH="$$PATH" GO="$(GO)" SOURCE_DATE_EPOCH="$(EPOCH)" VERSION="$(VERSION)" UPDATE_KEYS="$(abspath $(UPDATE_KEYS))" $(IMAGE_ENV) image/build.sh
 
 # Boots what make image made, by BIOS and UEFI, with real clients and power cuts. About ten minutes under emulation.
 image-test: setup image-setup
