@@ -108,6 +108,7 @@ await step('first run, by keyboard', async () => {
   await page.keyboard.press('Enter');
   await page.getByRole('heading', { name: 'This appliance', exact: true }).waitFor();
   await page.reload(); // resumed where it was
+  await page.getByRole('heading', { name: 'This appliance', exact: true }).waitFor();
   await page.goto(`${url}/first-run`);
   for (const next of ['Cluster', 'Disks', 'First vPool', 'First host', 'Done']) {
     const next1 = button('Next');

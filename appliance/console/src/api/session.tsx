@@ -1,7 +1,7 @@
 // Who is signed in, and what that may call.
 import { createContext, useCallback, useContext, useEffect, useMemo, useState } from 'react';
 import type { ReactNode } from 'react';
-import { call, onSessionEnded, setCSRF } from './call';
+import { call, onSessionEnded, problemOf, setCSRF } from './call';
 import type { Answer, Op } from './call';
 import { queryClient } from './query';
 
@@ -65,8 +65,14 @@ export function SessionProvider({ children }: { children: ReactNode }) {
     try {
       if (!localStorage.getItem(signedInKey)) throw new Error('nobody has signed in here');
       await opened(await call('getSession'));
-    } catch {
-      localStorage.removeItem(signedInKey);
+    } catch (e) {
+      // Only an answer says that there is no session: a page that is left while it asks has none.
+      const p = problemOf(e);
+      if (p.code === 'unreachable') {
+        setState('unreachable');
+        return;
+      }
+      if (p.status === 401) localStorage.removeItem(signedInKey);
       const now = await call('getSetup').catch(() => undefined);
       setState(now === undefined ? 'unreachable' : now.needed ? 'setup' : 'out');
     }
