@@ -337,7 +337,9 @@ for (const route of routes) {
       const result = await page.evaluate((runOnly) => window.axe.run(document, { runOnly, resultTypes: ['violations'] }), tags);
       runs++;
       for (const v of result.violations) wrong.push(`${theme} ${width}: ${v.id}: ${v.nodes.slice(0, 3).map((n) => `${n.target} ${n.failureSummary}`).join(' | ')}`);
-      if (await page.evaluate(() => document.documentElement.scrollWidth > window.innerWidth || document.querySelector('main')?.scrollWidth > (document.querySelector('main')?.clientWidth ?? 0) + 1)) wrong.push(`${theme} ${width}: it scrolls sideways`);
+      // The navigation folds a moment after the width has changed.
+      await page.waitForFunction(() => document.documentElement.scrollWidth <= window.innerWidth && !(document.querySelector('main')?.scrollWidth > document.querySelector('main')?.clientWidth + 1),
+        undefined, { timeout: 5000 }).catch(() => wrong.push(`${theme} ${width}: it scrolls sideways`));
       if (!(theme === 'light' && width === 390)) await page.screenshot({ path: `${shots}/page${route.replace(/\W+/g, '-')}-${theme}-${width}.png` });
     }
     must(wrong.length === 0, wrong.join('\n'));
