@@ -170,7 +170,6 @@ func (a *appliance) run(ctx context.Context, ready func(Summary)) error {
 	core.Go(func() error { return named("vPools", a.followPools(coreCtx)) })
 	core.Go(func() error { return named("calls of other nodes", a.runPeers(coreCtx)) })
 	core.Go(func() error { return named("history", a.figures.Run(coreCtx)) })
-	core.Go(func() error { return named("node port", a.runNetwork(coreCtx)) })
 	core.Go(func() error { return named("volume driver", a.untilBroken(coreCtx)) })
 	core.Go(func() error { return named("data level", a.followLevel(coreCtx)) })
 	core.Go(func() error { return named("configuration", a.followConfig(coreCtx)) })
