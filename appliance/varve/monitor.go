@@ -19,7 +19,7 @@ const monitorSlack = 200_000
 // synced writes one at a time became 10 to 20 % more, and CPU per write fell from 23 to 17 us.
 //
 // The monitor is the first thread that a Go program begins. Of another thread than one's own this may only be changed with
-// CAP_SYS_NICE; without it everything stays as it is.
+// CAP_SYS_NICE; without it everything stays as it is. The sandboxed unit of the gateway has no capabilities, so there it does.
 func relaxMonitor(tasks, proc string) error {
 	tid, err := firstThread(tasks, os.Getpid())
 	if err != nil {
