@@ -68,6 +68,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"sync"
 	"time"
 
@@ -149,6 +150,7 @@ type Node struct {
 	// waiting counts goroutines that wait for raft: one per Apply and the one that shuts raft down after a failure.
 	waiting sync.WaitGroup
 	closing chan struct{}
+	down    chan struct{} // closed when raft is down and answers no more
 	close   sync.Once
 	closed  error
 }
@@ -171,7 +173,7 @@ func Open(cfg Config) (*Node, error) {
 		}
 	}
 	n := &Node{cfg: cfg, dir: filepath.Join(cfg.Dir, "raft"), store: state.New(), failure: newFailure(), closing: make(chan struct{}),
-		kick: make(chan raft.RPC)}
+		down: make(chan struct{}), kick: make(chan raft.RPC)}
 	n.fsm = newFSM(n.store, n.failure, cfg.Log)
 	err := n.open()
 	if err == nil && cfg.Network == nil {
@@ -414,6 +416,7 @@ func (n *Node) Ready(ctx context.Context) error {
 // wait ends with the future, the context or the node's failure, whichever is first.
 func (n *Node) wait(ctx context.Context, f raft.Future) error {
 	done := make(chan error, 1)
+	endWith(f, n.down)
 	n.waiting.Go(func() { done <- f.Error() })
 	select {
 	case err := <-done:
@@ -432,6 +435,21 @@ func (n *Node) wait(ctx context.Context, f raft.Future) error {
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
 	}
+}
+
+// endWith has a future end when raft is down. Raft answers some of those that it had taken when it went down, and never others:
+// it gives only a few of them the channel that ends them, in a field of a type that it does not export.
+func endWith(f raft.Future, down chan struct{}) bool {
+	v := reflect.ValueOf(f)
+	if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
+		return false // an error, known already
+	}
+	field := v.Elem().FieldByName("ShutdownCh")
+	if !field.IsValid() || !field.CanSet() || field.Type() != reflect.TypeOf(down) {
+		return false
+	}
+	field.Set(reflect.ValueOf(down))
+	return true
 }
 
 // State is what reads are made from.
@@ -493,6 +511,7 @@ func (n *Node) shutdown() error {
 		if err := n.raft.Shutdown().Error(); err != nil {
 			errs = append(errs, fmt.Errorf("stop raft: %w", err))
 		}
+		close(n.down)
 		n.fsm.unfollow()
 		if index := n.raft.AppliedIndex(); n.failure.Err() == nil {
 			errs = append(errs, saveWatermark(n.dir, index))

@@ -599,6 +599,19 @@ func (s failing) GetLog(i uint64, l *raft.Log) error {
 	return errors.Join(s.step(false), s.logStore.GetLog(i, l))
 }
 
+// Every kind of future that is waited for can be given its end.
+func TestFuturesEndWithRaft(t *testing.T) {
+	n := open(t, Config{Dir: t.TempDir()})
+	down := make(chan struct{})
+	for _, f := range []raft.Future{n.raft.VerifyLeader(), n.raft.Snapshot(), n.raft.Barrier(0), n.raft.RemoveServer("nobody", 0, 0),
+		n.raft.Apply([]byte{0}, 0)} {
+		if !endWith(f, down) {
+			t.Errorf("a %T cannot be ended", f)
+		}
+	}
+	must(t, n.Close())
+}
+
 // Each call to the log and the stable store fails once, start and votes included: the node never goes on, never hangs and
 // never takes the process down by a panic.
 func TestEveryStoreCallFails(t *testing.T) {
