@@ -11,6 +11,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"varve/volumedriver/backend"
 	"varve/volumedriver/backend/backendtest"
@@ -356,4 +357,41 @@ func TestOnARealFile(t *testing.T) {
 		}
 		check(t, c.Close())
 	}
+}
+
+// TestRefusedPut: the bytes of a put that the backend refuses never pass for those of the object that it has, be the index as old as
+// it may.
+func TestRefusedPut(t *testing.T) {
+	fs, mem := vfs.NewMem(1), backendtest.NewMem()
+	fault := backendtest.NewFault(mem)
+	// One slot, so that every line of the object goes where the one before it was.
+	cfg := Config{FS: fs, Bytes: 80 * kib, LineBytes: 64 * kib, KeepWrites: true}
+	c := mustOpen(t, cfg)
+	b := c.Wrap(poolID, keepOpen{fault})
+	data := put(t, b, "v/a/x", 50_000)
+	settle(t, c)
+	check(t, b.Close())
+	check(t, c.Close())
+	index := read(t, fs, "/cache/index")
+
+	c = mustOpen(t, cfg)
+	b = c.Wrap(poolID, keepOpen{fault})
+	fault.Add(backendtest.Spoil{Op: backendtest.OpPut, Delay: 100 * time.Millisecond})
+	for range 2 { // the first empties the slot, if it is counted as forgotten
+		if err := b.Put(t.Context(), "v/a/x", content("other", 50_000)); !errors.Is(err, backend.ErrExist) {
+			t.Fatal(err)
+		}
+		settle(t, c)
+	}
+	check(t, b.Close())
+	check(t, c.Close())
+	write(t, fs, "/cache/index", index) // as a crash leaves it
+
+	c = mustOpen(t, cfg)
+	b = c.Wrap(poolID, keepOpen{fault})
+	o := open(t, b, "v/a/x")
+	want(t, o, data, 0, len(data))
+	check(t, o.Close())
+	check(t, b.Close())
+	check(t, c.Close())
 }

@@ -42,21 +42,21 @@ type store struct {
 // Distant tells what the backend tells.
 func (s *store) Distant() bool { return backend.Distant(s.inner) }
 
-// Put puts. What was known of an object of that name was of another that is gone. If the cache keeps writes, what is put goes to
-// the SSD meanwhile; nobody reads it before it is known to be there.
+// Put puts. What was known of an object of that name was of another that is gone. If the cache keeps writes, what was put goes to
+// the SSD, but not before it is known to be there: cells name their object and not its bytes, so those of a put that the backend
+// refuses would be taken for the ones of the object that it has, by an index older than they are.
 func (s *store) Put(ctx context.Context, name string, parts ...[]byte) error {
-	s.forget(name)
-	keep := s.c.cfg.KeepWrites && s.c.ssd.on() && backend.ClassOf(ctx) == backend.Foreground
-	var kept sync.WaitGroup
-	if keep {
-		kept.Go(func() { s.keepPut(ctx, name, parts) })
-	}
 	err := s.inner.Put(ctx, name, parts...)
-	kept.Wait()
-	if err != nil && keep {
+	if !errors.Is(err, backend.ErrExist) {
 		s.forget(name)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	if s.c.cfg.KeepWrites && s.c.ssd.on() && backend.ClassOf(ctx) == backend.Foreground {
+		s.keepPut(ctx, name, parts)
+	}
+	return nil
 }
 
 // keepPut offers an object's lines to the SSD. Its queue holds less than some objects have, so the caller waits a while for room.
