@@ -47,9 +47,6 @@ func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader }
 // Leadership tells of every change of IsLeader, true or false. It has one reader.
 func (n *Node) Leadership() <-chan bool { return n.raft.LeaderCh() }
 
-// Removed says whether raft has ended because this node is no member any more.
-func (n *Node) Removed() bool { return n.raft.State() == raft.Shutdown && n.failure.Err() == nil }
-
 // Indexes are how far this node's log and state have come.
 func (n *Node) Indexes() (log, committed, applied uint64) {
 	n.fsm.mu.Lock()

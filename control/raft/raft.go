@@ -153,6 +153,9 @@ type Node struct {
 	down    chan struct{} // closed when raft is down and answers no more
 	close   sync.Once
 	closed  error
+
+	stopping sync.Once
+	stopped  raft.Future
 }
 
 // Open starts the node. Without a network it returns when everything committed is applied; with one, see Ready.
@@ -305,6 +308,7 @@ func (n *Node) checkLog(snapshotIndex uint64) error {
 
 func (n *Node) raftConfig() *raft.Config {
 	c := raft.DefaultConfig()
+	c.ShutdownOnRemove = false // stop does it
 	c.LocalID = raft.ServerID(n.id.Node.String())
 	c.HeartbeatTimeout, c.ElectionTimeout = n.cfg.ElectionTimeout, n.cfg.ElectionTimeout
 	c.LeaderLeaseTimeout = max(n.cfg.ElectionTimeout/2, aloneTimeout)
@@ -377,7 +381,7 @@ func (n *Node) startRaft(conf *raft.Config, logs failStop, snaps raft.SnapshotSt
 		select {
 		case <-n.failure.ch:
 			n.cfg.Log.Error("control state failed, the process must end", "node", n.id.Node, "err", n.failure.Err())
-			n.raft.Shutdown() // so that every future ends
+			n.stop() // so that every future ends
 		case <-n.closing:
 		}
 	})
@@ -504,11 +508,17 @@ func (n *Node) Close() error {
 	return n.closed
 }
 
+// stop has raft go down. Only the first of its futures waits until all of raft's goroutines have left the files, so all use that.
+func (n *Node) stop() raft.Future {
+	n.stopping.Do(func() { n.stopped = n.raft.Shutdown() })
+	return n.stopped
+}
+
 func (n *Node) shutdown() error {
 	close(n.closing)
 	var errs []error
 	if n.raft != nil {
-		if err := n.raft.Shutdown().Error(); err != nil {
+		if err := n.stop().Error(); err != nil {
 			errs = append(errs, fmt.Errorf("stop raft: %w", err))
 		}
 		close(n.down)
