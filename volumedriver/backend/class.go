@@ -44,7 +44,7 @@ func TakeTurn(ctx context.Context) (end func(), err error) {
 	case turns <- struct{}{}:
 		return func() { <-turns }, nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	}
 }
 
