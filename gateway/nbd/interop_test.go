@@ -208,7 +208,10 @@ func TestInteropNbdkit(t *testing.T) {
 		cancel()
 		cmd.Wait()
 	}()
-	waitFor(t, "nbdkit", func() bool { _, err := os.Stat(sock); return err == nil })
+	waitFor(t, "nbdkit", func() bool { // its socket is there before it listens
+		c, err := net.Dial("unix", sock)
+		return err == nil && c.Close() == nil
+	})
 	_, addr, _ := listen(t, "unix", Config{Exports: newExports(map[string]Device{"": newMemory(4 << 20)})})
 	ours, kits := attach(t, addr, "", true), attach(t, &net.UnixAddr{Name: sock, Net: "unix"}, "", true)
 	r := rand.New(rand.NewPCG(17, 17))
