@@ -22,6 +22,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -66,7 +67,7 @@ var layers = []layer{
 	}},
 	{name: "unit", what: "unit tests, models and crash points", limit: 32 * time.Minute, commands: [][]string{
 		{"go", "test", "-timeout", "25m", "-coverprofile", ".cache/volumedriver.cover", "-coverpkg=./volumedriver/...", "./volumedriver/..."},
-		{"go", "test", "-timeout", "15m", "./appliance/...", "./control/...", "./gateway/...", "./image/...", "./systemd/...", "./test/..."},
+		{"go", "test", "-timeout", "8m", "./appliance/...", "./control/...", "./gateway/...", "./image/...", "./systemd/...", "./test/..."},
 		{"test/cover.sh", ".cache/volumedriver.cover", "85", "volumedriver"},
 	}},
 	{name: "race", what: "the race detector on the data path and the control state (short)", limit: 25 * time.Minute, commands: [][]string{
@@ -124,12 +125,14 @@ type tally struct {
 	passed  int
 	failed  []string
 	skipped []string
+	said    []string // what the failed ones said, in short
 }
 
 func (t *tally) add(o tally) {
 	t.passed += o.passed
 	t.failed = append(t.failed, o.failed...)
 	t.skipped = append(t.skipped, o.skipped...)
+	t.said = append(t.said, o.said...)
 }
 
 // started is a layer's run: its own output and results until done is closed.
@@ -217,6 +220,9 @@ func main() {
 	fmt.Printf("\n%s; in total %s\n", strings.Join(times, ", "), time.Since(begin).Round(time.Second))
 	for _, s := range sum.skipped {
 		fmt.Println("skipped:", s)
+	}
+	for _, s := range sum.said {
+		fmt.Println(s)
 	}
 	for _, f := range sum.failed {
 		fmt.Println("FAILED:", f)
@@ -380,6 +386,10 @@ func readTests(r io.Reader, w io.Writer, sum *tally, short bool) {
 			sum.failed = append(sum.failed, label)
 			fmt.Fprintf(w, "--- FAILED %s\n", label)
 			text := output[key]
+			if e.Test == "" { // it ended without a result of the tests that were under way, as at a time limit
+				text = append(unended(output, e.Package), text...)
+			}
+			sum.said = append(sum.said, gist(label, text))
 			if over := len(text) - 400; over > 0 {
 				fmt.Fprintf(w, "    (%d lines left out)\n", over)
 				text = text[over:]
@@ -390,6 +400,32 @@ func readTests(r io.Reader, w io.Writer, sum *tally, short bool) {
 			delete(output, key)
 		}
 	}
+}
+
+// unended gives what tests of a package said whose result is not known.
+func unended(output map[string][]string, pkg string) []string {
+	var text []string
+	for _, key := range slices.Sorted(maps.Keys(output)) {
+		if p, test, _ := strings.Cut(key, " "); p == pkg && test != "" {
+			text = append(text, output[key]...)
+		}
+	}
+	return text
+}
+
+// gist is what is said again of a failure at the very end, where it is found when what comes before is cut off: the lines of a panic or
+// of running out of time, else the last that the test printed.
+func gist(label string, text []string) string {
+	const most = 12
+	lines := slices.DeleteFunc(slices.Clone(text), func(o string) bool {
+		return strings.HasPrefix(o, "=== ") || strings.TrimSpace(o) == "" || strings.HasPrefix(o, "» ")
+	})
+	at := slices.IndexFunc(lines, func(o string) bool { return strings.HasPrefix(o, "panic: ") || strings.HasPrefix(o, "WARNING: DATA RACE") })
+	if at < 0 {
+		at = max(0, len(lines)-most)
+	}
+	lines = lines[at:min(len(lines), at+most)]
+	return label + ":\n        " + strings.TrimSuffix(strings.Join(lines, "        "), "\n")
 }
 
 // logged is what a test of the map's budget logs; it is a result to be shown as well.
