@@ -21,6 +21,7 @@ image-setup: toolchain
 image: image-setup deb
 	$(SUDO) env PATH="$$PATH" GO="$(GO)" SOURCE_DATE_EPOCH="$(EPOCH)" VERSION="$(VERSION)" UPDATE_KEYS="$(abspath $(UPDATE_KEYS))" $(IMAGE_ENV) image/build.sh
 
-# Boots what make image made, by BIOS and UEFI, with real clients and power cuts. About ten minutes under emulation.
-image-test: setup image-setup
+# Takes what make image made through its first weeks in QEMU: first run in a browser, load, update, power cuts, a new system disk, a second
+# appliance. About half an hour under emulation.
+image-test: setup image-setup appliance/console/node_modules/.package-lock.json
 	VARVE_REQUIRE_TOOLS=1 $(GO) run ./test/run image-boot

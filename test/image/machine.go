@@ -3,12 +3,14 @@ package image
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,9 +24,11 @@ type Machine struct {
 	UEFI            bool
 	Megabytes       int
 	HTTPS, NFS, NBD int      // ports of this machine's loopback that lead to it
+	Second          *Machine // another one on the same network, which is reached through this one's; it has no ports of its own
 	Arguments       []string // for QEMU, besides
 
 	process *harness.Process
+	wire    int // port of the loopback by which the first machine's network reaches the second
 	boots   int
 	began   time.Time
 }
@@ -42,6 +46,34 @@ func (m *Machine) data() string   { return filepath.Join(m.Dir, "data.raw") }
 func (m *Machine) serial() string { return filepath.Join(m.Dir, fmt.Sprintf("serial-%d", m.boots)) }
 func (m *Machine) monitor() string {
 	return filepath.Join(m.Dir, "monitor")
+}
+func (m *Machine) agent() string { return filepath.Join(m.Dir, "agent") }
+
+// Addresses of the machines on their network.
+const (
+	firstAddr  = "10.0.2.15"
+	secondAddr = "10.0.2.16"
+)
+
+// network gives QEMU's arguments. A single machine has two cards, as the OVF has. Two machines share the first one's network: its
+// emulated router, a wire to the second machine and its own card are on one hub.
+func (m *Machine) network() []string {
+	forward := func(port int, to string, guest int) string {
+		return fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-%s:%d", port, to, guest)
+	}
+	router := "user,id=n0" + forward(m.HTTPS, firstAddr, 443) + forward(m.NFS, firstAddr, 2049) + forward(m.NBD, firstAddr, 10809)
+	card := func(netdev, mac string) []string {
+		return []string{"-device", "virtio-net-pci,romfile=,netdev=" + netdev + ",mac=52:54:00:56:00:" + mac}
+	}
+	switch {
+	case m.Second != nil:
+		router += forward(m.Second.HTTPS, secondAddr, 443)
+		return append([]string{"-netdev", router, "-netdev", fmt.Sprintf("socket,id=s0,listen=127.0.0.1:%d", m.Second.wire),
+			"-netdev", "hubport,id=h0,hubid=1,netdev=n0", "-netdev", "hubport,id=h1,hubid=1,netdev=s0", "-netdev", "hubport,id=h2,hubid=1"}, card("h2", "01")...)
+	case m.wire != 0:
+		return append([]string{"-netdev", fmt.Sprintf("socket,id=n0,connect=127.0.0.1:%d", m.wire)}, card("n0", "03")...)
+	}
+	return slices.Concat([]string{"-netdev", router, "-netdev", "user,id=n1,net=10.0.3.0/24"}, card("n0", "01"), card("n1", "02"))
 }
 
 // Deploy makes the disks, as an import does: a fresh system disk, and a blank data disk unless there is one.
@@ -63,15 +95,16 @@ func (m *Machine) Deploy() error {
 // Start switches it on.
 func (m *Machine) Start() error {
 	m.boots++
-	if err := os.RemoveAll(m.monitor()); err != nil {
+	if err := errors.Join(os.RemoveAll(m.monitor()), os.RemoveAll(m.agent())); err != nil {
 		return err
 	}
-	forward := fmt.Sprintf("user,id=n0,hostfwd=tcp:127.0.0.1:%d-:443,hostfwd=tcp:127.0.0.1:%d-:2049,hostfwd=tcp:127.0.0.1:%d-:10809", m.HTTPS, m.NFS, m.NBD)
 	args := []string{"-accel", "tcg,thread=multi", "-cpu", "max", "-M", "pc", "-smp", "2", "-m", fmt.Sprint(m.Megabytes), "-display", "none", "-vga", "std",
-		"-serial", "file:" + m.serial(), "-monitor", "unix:" + m.monitor() + ",server,nowait", "-no-reboot",
+		"-serial", "file:" + m.serial(), "-monitor", "unix:" + m.monitor() + ",server,nowait",
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=ga,server=on,wait=off,path=" + m.agent(),
+		"-device", "virtserialport,chardev=ga,name=org.qemu.guest_agent.0",
 		"-drive", "file=" + m.system() + ",format=qcow2,if=virtio", "-drive", "file=" + m.data() + ",format=raw,if=virtio,discard=unmap",
-		"-netdev", forward, "-device", "virtio-net-pci,netdev=n0,romfile=", "-netdev", "user,id=n1,net=10.0.3.0/24", "-device", "virtio-net-pci,netdev=n1,romfile=",
 		"-device", "virtio-rng-pci"}
+	args = append(args, m.network()...)
 	if m.UEFI {
 		vars := filepath.Join(m.Dir, "vars.fd")
 		if _, err := os.Stat(vars); err != nil {
@@ -92,7 +125,11 @@ func (m *Machine) Start() error {
 }
 
 // Cut takes the power away.
-func (m *Machine) Cut() { m.process.Kill() }
+func (m *Machine) Cut() {
+	if m.process != nil {
+		m.process.Kill()
+	}
+}
 
 // PowerOff presses the button and waits until the appliance has stopped by itself.
 func (m *Machine) PowerOff(limit time.Duration) error {
