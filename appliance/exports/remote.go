@@ -23,12 +23,16 @@ import (
 //	call: owner of the volume, as this node knows it -> there: wait until its state is as new as the caller's -> its own engine
 //
 // A node that is asked about a volume that is not its own refuses, as it refuses a client.
+//
+// In the control unit, which has no engine, the gateway of its own node is one more that is asked (NewDistant).
 type Remote struct {
-	*Engine
-	peers *peer.Peers
-	sync  func(context.Context) error
-	log   *slog.Logger
-	kick  chan struct{}
+	*Engine // nil in the control unit
+	store   *state.Store
+	node    uuid.UUID
+	peers   *peer.Peers
+	sync    func(context.Context) error
+	log     *slog.Logger
+	kick    chan struct{}
 
 	mu    sync.Mutex // guards nodes and what is in them; not held over calls
 	nodes map[uuid.UUID]*nodeInfos
@@ -62,9 +66,15 @@ const (
 
 // NewRemote wires it, and answers the other nodes' calls. sync brings this node's state up to date.
 func NewRemote(e *Engine, peers *peer.Peers, sync func(context.Context) error, log *slog.Logger) *Remote {
-	r := &Remote{Engine: e, peers: peers, sync: sync, log: log, kick: make(chan struct{}, 1), nodes: make(map[uuid.UUID]*nodeInfos)}
+	r := &Remote{Engine: e, store: e.store, node: e.volumes.node, peers: peers, sync: sync, log: log, kick: make(chan struct{}, 1),
+		nodes: make(map[uuid.UUID]*nodeInfos)}
 	r.answer()
 	return r
+}
+
+// NewDistant wires it for a process without an engine: peers reaches the one of this node as well.
+func NewDistant(store *state.Store, node uuid.UUID, peers *peer.Peers, log *slog.Logger) *Remote {
+	return &Remote{store: store, node: node, peers: peers, log: log, kick: make(chan struct{}, 1), nodes: make(map[uuid.UUID]*nodeInfos)}
 }
 
 // Run keeps what is known of other nodes' volumes fresh while somebody asks, until ctx ends.
@@ -158,7 +168,7 @@ func (r *Remote) Look(vol state.Volume) (i RemoteInfo, owner uuid.UUID, known bo
 		return r.info(vol), node, true
 	}
 	i, known = r.Told(node, vol.ID)
-	return i, node, known
+	return i, holder(r.store.View(), vol), known
 }
 
 // Own is what this node itself knows of a volume.
@@ -167,10 +177,16 @@ func (r *Remote) Own(vol state.Volume) RemoteInfo { return r.info(vol) }
 // Owner is the node that has a volume's bytes, uuid.Nil where any may take it.
 func (r *Remote) Owner(vol state.Volume) uuid.UUID { return holder(r.store.View(), vol) }
 
-// away is the other node that has a volume's bytes.
+// away is the node that is to be asked about a volume, and whether another process than this one is.
 func (r *Remote) away(vol state.Volume) (uuid.UUID, bool) {
 	node := holder(r.store.View(), vol)
-	return node, node != uuid.Nil && node != r.volumes.node
+	if r.Engine != nil {
+		return node, node != uuid.Nil && node != r.node
+	}
+	if node == uuid.Nil {
+		node = r.node
+	}
+	return node, true
 }
 
 // engineCall is what any of the engine's calls takes.
@@ -283,7 +299,7 @@ func (r *Remote) infos() map[uuid.UUID]RemoteInfo {
 	out := make(map[uuid.UUID]RemoteInfo)
 	for _, p := range v.VPools() {
 		for _, d := range v.Disks(p.FSID) {
-			if holder(v, d.Volume) == r.volumes.node {
+			if holder(v, d.Volume) == r.node {
 				out[d.Volume.ID] = r.info(d.Volume)
 			}
 		}
@@ -295,6 +311,9 @@ func (r *Remote) infos() map[uuid.UUID]RemoteInfo {
 func (r *Remote) Info(id uuid.UUID) (vdisk.Info, bool) {
 	vol, err := r.store.View().Volume(id)
 	if err != nil {
+		if r.Engine == nil {
+			return vdisk.Info{}, false
+		}
 		return r.Engine.Info(id)
 	}
 	node, away := r.away(vol)
@@ -309,6 +328,9 @@ func (r *Remote) Info(id uuid.UUID) (vdisk.Info, bool) {
 func (r *Remote) Clients(id uuid.UUID) int {
 	vol, err := r.store.View().Volume(id)
 	if err != nil {
+		if r.Engine == nil {
+			return 0
+		}
 		return r.Engine.Clients(id)
 	}
 	node, away := r.away(vol)
@@ -357,7 +379,7 @@ func (r *Remote) SnapshotGroup(ctx context.Context, vs []state.Volume, s []vdisk
 	for _, vol := range vs {
 		node, away := r.away(vol)
 		if !away {
-			node = r.volumes.node
+			node = r.node
 		}
 		if !slices.Contains(nodes, node) {
 			nodes = append(nodes, node)
@@ -367,7 +389,7 @@ func (r *Remote) SnapshotGroup(ctx context.Context, vs []state.Volume, s []vdisk
 	case len(nodes) > 1:
 		return nil, &state.Error{Err: state.ErrConflict, Object: "snapshot of a group", Detail: fmt.Sprintf("its vDisks are served by %d nodes", len(nodes)),
 			Remedy: "take groups of vDisks that one node serves"}
-	case len(nodes) == 1 && nodes[0] != r.volumes.node:
+	case len(nodes) == 1 && (nodes[0] != r.node || r.Engine == nil):
 		return out, r.ask(ctx, nodes[0], "snapshot-group", engineCall{Volumes: vs, Specs: s}, &out, false)
 	}
 	return r.Engine.SnapshotGroup(ctx, vs, s)
@@ -473,6 +495,35 @@ func (r *Remote) WaitLevel(ctx context.Context, vol state.Volume, level string) 
 		return r.ask(ctx, node, "wait", engineCall{Volume: vol, Text: level}, nil, false)
 	}
 	return r.Engine.WaitLevel(ctx, vol, level)
+}
+
+// elsewhere is the answer to what only a task of the owner does.
+func elsewhere(what string) error {
+	return fmt.Errorf("%s: this process has no volume driver", what)
+}
+
+// Delete implements vdisk.Engine: it is the owner's own to do.
+func (r *Remote) Delete(ctx context.Context, d state.Doomed) error {
+	if r.Engine == nil {
+		return elsewhere("delete volume")
+	}
+	return r.Engine.Delete(ctx, d)
+}
+
+// Flatten implements vdisk.SnapshotEngine: it is a task of the owner's.
+func (r *Remote) Flatten(ctx context.Context, vol state.Volume, progress func(done, total int64)) error {
+	if r.Engine == nil {
+		return elsewhere("flatten volume")
+	}
+	return r.Engine.Flatten(ctx, vol, progress)
+}
+
+// Rewind implements vdisk.SnapshotEngine: it is a task of the owner's.
+func (r *Remote) Rewind(ctx context.Context, vol state.Volume, at time.Time, s vdisk.SnapshotSpec, progress func(done, total int64)) (vdisk.Snapshot, error) {
+	if r.Engine == nil {
+		return vdisk.Snapshot{}, elsewhere("rewind volume")
+	}
+	return r.Engine.Rewind(ctx, vol, at, s, progress)
 }
 
 var _ vdisk.Engine = (*Remote)(nil)

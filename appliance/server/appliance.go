@@ -16,6 +16,7 @@
 //	DATA/backend/NAME    local backends of vPools that name no other place
 //	DATA/tls/            CA and server certificate          DATA/admin.token  the administrator's API token
 //	DATA/varve.sock      API for local programs             DATA/nbd.sock     NBD for local programs
+//	DATA/control.sock, gateway.sock, peer.sock, dial.sock   between the units, where they are two processes (units.go, gateway.go, peers.go)
 //
 // # Start
 //
@@ -205,11 +206,9 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	}
 	b.volumes = exports.NewVolumes(b.raft, store, b.driver, b.raft.ID(), lost)
 	b.cache = exports.NewReadCache(b.cacheConfig, named("cache"))
-	keys, err := secrets.OpenKeys(b.cfg.Data)
-	if err != nil {
+	if err := b.openSecrets(); err != nil {
 		return err
 	}
-	b.secrets = secrets.New(b.raft, store, keys)
 	poolKeys := func(pool uuid.UUID) (vpool.Keys, error) { return vpool.KeysOf(b.secrets, pool) }
 	b.openBackend = func(spec state.Backend, k vpool.Keys) (backend.Backend, error) {
 		return openBackend(spec, k, named("vpool"))
@@ -224,6 +223,16 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	b.events = events.NewPublisher(b.raft, b.raft.ID(), named("events"))
 	b.vdisks = vdisk.New(vdisk.Config{Emit: b.events.Emit, Raft: b.raft, Store: store, Engine: b.remote, Mine: b.mine, Log: named("vdisk")})
 	b.nodes = node.New(b.raft, store, b.raft.ID())
+	return nil
+}
+
+// openSecrets opens this node's keys.
+func (b *base) openSecrets() error {
+	keys, err := secrets.OpenKeys(b.cfg.Data)
+	if err != nil {
+		return err
+	}
+	b.secrets = secrets.New(b.raft, b.raft.State(), keys)
 	return nil
 }
 
@@ -287,8 +296,10 @@ func (b *base) initialise(ctx context.Context, spec state.NodeSpec) error {
 	} else if err := b.sameBucket(); err != nil {
 		return err
 	}
-	if _, err := api.EnsureAdminToken(ctx, b.raft, b.raft.State(), b.cfg.Data); err != nil {
-		return err
+	if b.cfg.Unit == UnitAll { // else control does
+		if _, err := api.EnsureAdminToken(ctx, b.raft, b.raft.State(), b.cfg.Data); err != nil {
+			return err
+		}
 	}
 	if err := b.nodes.Register(ctx, spec); err != nil {
 		return fmt.Errorf("register node: %w", err)
@@ -322,8 +333,15 @@ func (b *base) nodeSpec(l *listeners) state.NodeSpec {
 		}
 		return ""
 	}
-	return state.NodeSpec{Name: node.HostName(), Role: state.RoleMaster, Peer: b.peer(address(l.node)), NBD: address(l.nbd), NFS: address(l.nfs),
+	spec := state.NodeSpec{Name: node.HostName(), Role: state.RoleMaster, Peer: address(l.node), NBD: address(l.nbd), NFS: address(l.nfs),
 		HTTPS: address(l.https), Version: b.cfg.Version, LevelMax: state.LevelMax}
+	if b.cfg.Unit == UnitGateway { // control has these doors, and records them
+		spec.Peer, spec.HTTPS = "", ""
+		if self, err := b.nodes.Self(); err == nil {
+			spec.Peer, spec.HTTPS = self.Peer, self.HTTPS
+		}
+	}
+	return spec
 }
 
 // hostAddress is the address that others most likely reach this host by: that of the default route, else loopback.

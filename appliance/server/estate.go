@@ -106,6 +106,12 @@ func (e estate) Health(ctx context.Context) (v1.Health, error) {
 		if a.Err != nil {
 			name := e.nodeName(a.Node)
 			out.Unreachable = append(out.Unreachable, name)
+			if a.Node == e.raft.ID() { // this is the control unit, and its gateway is away
+				f := &findings{e: e, node: name, now: out.At}
+				f.add("node.ready", stateError, "node "+name, errGatewayAway.Error(), "look at the log of varve-gateway, and at systemctl status varve-gateway")
+				out.Checks = append(out.Checks, f.out...)
+				continue
+			}
 			out.Checks = append(out.Checks, e.since(v1.HealthCheck{Code: "node.reachable", Title: "node answers", State: "error", Node: name,
 				Object: "node " + name, Evidence: shortText(a.Err.Error()), At: out.At,
 				Remedy: "see that the appliance runs and that port 7443 is open between the nodes; if it is gone for good: varve node offline " + name}))

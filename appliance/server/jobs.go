@@ -130,10 +130,11 @@ type volumeProperties struct {
 	Template bool  `json:"template,omitempty"`
 }
 
-// run starts the automation; the leader's duties run where this node leads.
-func (m *automation) run(ctx context.Context, g *errgroup.Group, a *appliance) {
-	g.Go(func() error { return named("events", a.events.Run(ctx)) })
-	g.Go(func() error { return named("tasks", m.worker.Run(ctx)) })
+// lead starts what the control unit does of it; the leader's duties run where this node leads.
+func (m *automation) lead(ctx context.Context, g *errgroup.Group, a *appliance) {
+	if a.cfg.Unit == UnitControl {
+		g.Go(func() error { return named("events", a.events.Run(ctx)) })
+	}
 	g.Go(func() error {
 		return named("leader's duties", leader.Run(ctx, a.raft, a.logOf("leader"),
 			leader.Duty{Name: "tasks", Run: m.broker.Run},
@@ -141,6 +142,12 @@ func (m *automation) run(ctx context.Context, g *errgroup.Group, a *appliance) {
 			leader.Duty{Name: "event sinks", Run: m.sinks.Run},
 			leader.Duty{Name: "hypervisors", Run: a.pmachines.Run}))
 	})
+}
+
+// run starts what is done beside the data: this node's tasks, and its events.
+func (m *automation) run(ctx context.Context, g *errgroup.Group, a *appliance) {
+	g.Go(func() error { return named("events", a.events.Run(ctx)) })
+	g.Go(func() error { return named("tasks", m.worker.Run(ctx)) })
 	if m.shared != nil {
 		g.Go(func() error {
 			<-ctx.Done()

@@ -57,7 +57,7 @@ func TestDataOfANewerLevelIsNotTouched(t *testing.T) {
 	gateway := cfg
 	gateway.Unit = UnitGateway
 	refused("gateway", Serve(t.Context(), gateway, func(Summary) { t.Error("it serves") }))
-	refused("control", Control(t.Context(), cfg, func() { t.Error("it serves") }))
+	refused("control", Control(t.Context(), cfg, func(Summary) { t.Error("it serves") }))
 	_, err := Rebuild(t.Context(), cfg, RebuildOptions{})
 	refused("rebuild", err)
 	_, err = Join(t.Context(), cfg, JoinOptions{Token: "x"})

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"syscall"
 
 	"varve/control/api"
@@ -17,7 +18,7 @@ type listeners struct {
 	portmap             []net.Listener // only what systemd hands over
 	portmapUDP          []net.PacketConn
 	apiSocket, nbdLocal net.Listener
-	control             net.Listener
+	control, gateway    net.Listener // where the two units ask each other
 }
 
 // openListeners takes what systemd hands over by the names nbd, nfs, https, node and portmap, and opens the rest.
@@ -31,11 +32,12 @@ func openListeners(cfg Config) (*listeners, error) {
 	delete(datagrams, portmapSocket)
 	switch cfg.Unit {
 	case UnitGateway:
-		cfg.Node = Off
+		cfg.Node, cfg.HTTPS = Off, Off
+		l.gateway, err = api.ListenUnix(filepath.Join(cfg.Data, gatewaySocketName))
 	case UnitControl:
-		cfg.NBD, cfg.NFS, cfg.HTTPS = Off, Off, Off
+		cfg.NBD, cfg.NFS = Off, Off
 	}
-	if cfg.Unit != UnitControl {
+	if err == nil && cfg.Unit != UnitGateway {
 		l.apiSocket, err = api.ListenUnix(APISocket(cfg.Data))
 	}
 	if err == nil && cfg.Unit != UnitControl {
@@ -52,6 +54,9 @@ func openListeners(cfg Config) (*listeners, error) {
 			*s.into, err = listenTCP(given[s.name], s.name, s.address)
 		}
 		delete(given, s.name)
+	}
+	if cfg.Unit == UnitGateway && err == nil && len(l.https) > 0 {
+		err = errors.New("systemd hands over a socket named https, which is varve-control's: set its Service= so")
 	}
 	for name, rest := range given {
 		closeListeners(rest)
@@ -101,7 +106,7 @@ func closeListeners(list []net.Listener) {
 }
 
 func (l *listeners) close() {
-	closeListeners([]net.Listener{l.apiSocket, l.nbdLocal, l.control})
+	closeListeners([]net.Listener{l.apiSocket, l.nbdLocal, l.control, l.gateway})
 	closeListeners(l.nbd)
 	closeListeners(l.nfs)
 	closeListeners(l.https)

@@ -33,32 +33,46 @@ const (
 	contactPoll  = 250 * time.Millisecond
 )
 
-// Address is this node's as hypervisors reach it.
-func (m mounts) Address() string {
-	host, _, err := net.SplitHostPort(m.nfs())
+// exportDoors is where clients reach a data path.
+type exportDoors struct {
+	NFS     string `json:"nfs,omitempty"` // from outside
+	NBDPort int    `json:"nbd_port,omitempty"`
+	Portmap bool   `json:"portmap,omitempty"` // at the port where ESXi and Proxmox VE look
+}
+
+func (a *appliance) exportDoors() exportDoors {
+	d := exportDoors{NBDPort: portOf(first(a.doors.nbd)), Portmap: portOf(a.portmapAddress()) == portmapPort}
+	if addr := first(a.doors.nfs); addr != "" {
+		d.NFS = reachable(addr, hostAddress())
+	}
+	return d
+}
+
+// address is "" without NFS.
+func (d exportDoors) address() string {
+	host, _, err := net.SplitHostPort(d.NFS)
 	if err != nil {
 		return ""
 	}
 	return host
 }
 
-// nfs is where NFS is reached from outside.
-func (m mounts) nfs() string {
-	if addr := first(m.a.doors.nfs); addr != "" {
-		return reachable(addr, hostAddress())
-	}
-	return ""
-}
-
-// Export implements api.Mounts.
-func (m mounts) Export(p state.VPool) mount.Export {
-	e := mount.Export{VPool: p.Name, Address: m.Address(), Clients: p.Clients, Portmap: portOf(m.a.cfg.Portmap) == portmapPort, Port: portOf(m.nfs())}
-	e.NBDPort = portOf(first(m.a.doors.nbd))
+func (d exportDoors) export(p state.VPool) mount.Export {
+	e := mount.Export{VPool: p.Name, Address: d.address(), Clients: p.Clients, Portmap: d.Portmap, Port: portOf(d.NFS), NBDPort: d.NBDPort}
 	if e.Address == "" {
 		e.Address = hostAddress()
 	}
 	return e
 }
+
+// Address is this node's as hypervisors reach it.
+func (m mounts) Address() string { return m.a.exportDoors().address() }
+
+// nfs is where NFS is reached from outside.
+func (m mounts) nfs() string { return m.a.exportDoors().NFS }
+
+// Export implements api.Mounts.
+func (m mounts) Export(p state.VPool) mount.Export { return m.a.exportDoors().export(p) }
 
 func portOf(address string) int {
 	_, port, err := net.SplitHostPort(address)

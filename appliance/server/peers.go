@@ -21,7 +21,7 @@ import (
 // Where control and gateway are two processes, control has the node port and the gateway what other nodes ask for. Two sockets between
 // them carry connections as they are:
 //
-//	DATA/peer.sock   of the gateway: control passes on what other nodes open
+//	DATA/peer.sock   of the gateway: control passes on what other nodes open, and opens its own
 //	DATA/dial.sock   of control: | node 16 | -> | 0 |, then the connection to that node; or | 1 | and the end: it cannot be reached
 const (
 	peerSocketName = "peer.sock"
@@ -35,7 +35,11 @@ func (b *base) newPeers(self uuid.UUID) {
 	if b.cfg.Unit == UnitGateway {
 		conf.Dial = b.dialThroughControl
 	} else {
+		conf.DialSelf = b.cfg.Unit == UnitControl
 		conf.Dial = func(ctx context.Context, node uuid.UUID) (net.Conn, error) {
+			if node == self {
+				return b.dialGateway(ctx)
+			}
 			if b.network == nil {
 				return nil, errors.New("this node has no node port")
 			}
@@ -52,13 +56,18 @@ func (b *base) acceptPeer(ctx context.Context, conn net.Conn, _ uuid.UUID) {
 		return
 	}
 	defer conn.Close()
-	d := net.Dialer{Timeout: dialTimeout}
-	inner, err := d.DialContext(ctx, "unix", filepath.Join(b.cfg.Data, peerSocketName))
+	inner, err := b.dialGateway(ctx)
 	if err != nil {
 		b.cfg.Log.Debug("another node's call has nobody to answer it: the gateway is away", "err", err)
 		return
 	}
 	splice(ctx, conn, inner)
+}
+
+// dialGateway connects to the gateway of this node as other nodes do.
+func (b *base) dialGateway(ctx context.Context) (net.Conn, error) {
+	d := net.Dialer{Timeout: dialTimeout}
+	return d.DialContext(ctx, "unix", filepath.Join(b.cfg.Data, peerSocketName))
 }
 
 // splice carries bytes between two connections until one of them ends, or ctx does.
@@ -200,19 +209,15 @@ const (
 	keysBytesMax   = 64 << 10
 )
 
-// shareSecrets lets nodes give each other the keys of sealed secrets.
+// shareSecrets lets nodes give each other the keys of sealed secrets. Between the units of a node the gateway is asked as other nodes' are:
+// both use the one file, which holds what either of them got.
 func (b *base) shareSecrets() {
-	b.peers.Handle(callSecrets, 16, func(context.Context, []byte) (any, error) { return b.secrets.Bundle() })
-	b.peers.Handle(callAddSecrets, 2*keysBytesMax, func(_ context.Context, body []byte) (any, error) {
-		var bundle []byte
-		if err := json.Unmarshal(body, &bundle); err != nil {
-			return nil, errors.New("that is no bundle of keys") // its error may quote parts of it
-		}
-		return struct{}{}, b.secrets.Add(bundle)
-	})
+	if b.cfg.Unit != UnitControl {
+		b.answerSecrets()
+	}
 	b.secrets.Share(func(ctx context.Context, bundle []byte) error {
 		for _, n := range b.raft.State().View().Nodes() { // those that are marked offline too: they come back
-			if n.ID == b.raft.ID() {
+			if n.ID == b.raft.ID() && b.cfg.Unit != UnitControl {
 				continue
 			}
 			if err := b.peers.Call(ctx, n.ID, callAddSecrets, bundle, nil); err != nil {
@@ -223,13 +228,28 @@ func (b *base) shareSecrets() {
 	})
 }
 
+func (b *base) answerSecrets() {
+	b.peers.Handle(callSecrets, 16, func(context.Context, []byte) (any, error) { return b.secrets.Bundle() })
+	b.peers.Handle(callAddSecrets, 2*keysBytesMax, func(_ context.Context, body []byte) (any, error) {
+		var bundle []byte
+		if err := json.Unmarshal(body, &bundle); err != nil {
+			return nil, errors.New("that is no bundle of keys") // its error may quote parts of it
+		}
+		return struct{}{}, b.secrets.Add(bundle)
+	})
+}
+
 // followSecrets fetches keys that this node lacks, until ctx ends.
 func (b *base) followSecrets(ctx context.Context) error {
 	tick := time.NewTicker(secretsEvery)
 	defer tick.Stop()
 	for {
 		if b.secrets.Missing() {
-			for _, a := range peer.Each[[]byte](ctx, b.peers, b.others(), callSecrets, nil) {
+			ask := b.others()
+			if b.cfg.Unit == UnitControl {
+				ask = append(ask, b.raft.ID())
+			}
+			for _, a := range peer.Each[[]byte](ctx, b.peers, ask, callSecrets, nil) {
 				if a.Err != nil || !b.secrets.Missing() {
 					continue
 				}

@@ -189,6 +189,8 @@ func (a *appliance) newRollout() *rollout.Rollout {
 	if err := durable.MakeDir(u.dir()); err != nil { // the update agent, which is root, leaves its status there
 		a.cfg.Log.Warn("updates are not possible", "err", err)
 	}
-	u.answer()
+	if a.cfg.Unit != UnitControl {
+		u.answer()
+	}
 	return rollout.New(rollout.Config{Self: a.raft.ID(), Store: a.raft.State(), Raft: a.raft, Machine: u, Nodes: updatesOf{a.peers}})
 }

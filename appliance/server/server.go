@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"slices"
 	"sync/atomic"
 	"syscall"
@@ -91,6 +92,7 @@ type appliance struct {
 	automation *automation
 	vmachines  *vmachine.Controller
 	pmachines  *pmachine.Controller
+	gateway    *gateway // in the control unit alone
 	figures    *history.Store
 	sightings  sightings
 	ready      atomic.Bool
@@ -106,7 +108,6 @@ func (a *appliance) wire(ctx context.Context) error {
 	if err := a.initialise(ctx, a.nodeSpec(a.doors)); err != nil {
 		return err
 	}
-	var err error
 	log := a.cfg.Log
 	store := a.raft.State()
 	nbdTLS, tlsConfig := nbd.TLSOff, (*tls.Config)(nil)
@@ -130,32 +131,66 @@ func (a *appliance) wire(ctx context.Context) error {
 	observed := newNFSMetrics(a.metrics, func() nfs.Stats { return a.nfs.Stats() })
 	a.nfs = nfs.New(nfs.Config{Namespace: exports.NewNFS(a.raft, store, a.volumes, a.pools, nfsLog).WithSnapshots(), Verifier: a.driver.Verifier,
 		Log: nfsLog, Observe: observed.observe})
-	a.auth = auth.New(auth.Config{Raft: a.raft, Store: store, Vault: a.secrets, Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "auth"))})
-	a.pmachines = pmachine.New(pmachine.Config{Raft: a.raft, Store: store, Vault: a.secrets, Machines: knownDisks{a}, Address: mounts{a}.Address, Log: a.logOf("pmachine")})
-	a.vmachines = vmachine.New(vmachine.Config{Raft: a.raft, Store: store, Disks: a.vdisks, Files: a.engine, Node: a.raft.ID(), Power: a.pmachines.Power,
-		Emit: a.events.Emit, Log: a.logOf("vmachine")})
-	roll := a.newRollout()
-	if err := a.newAutomation(slices.Concat(a.vdisks.TaskTypes(), a.vdisks.LongTypes(), a.vmachines.TaskTypes(), a.vpools.TaskTypes(), roll.Types())...); err != nil {
+	if err := a.wireMachines(mounts{a}.Address, a.engine); err != nil {
 		return err
 	}
-	roll.Use(a.automation.broker)
 	if err := a.openHistory(); err != nil {
 		return err
 	}
 	estate{a}.answer()
 	estate{a}.answerLogs()
 	a.metrics.MustRegister(estateMetrics{estate{a}})
-	auto := a.automation
+	if a.cfg.Unit == UnitGateway {
+		return nil
+	}
+	return a.wireAPI(apiParts{mounts: mounts{a}, status: a.status, ready: a.notReady, metrics: a.metricsHandler()})
+}
+
+// wireMachines makes what hypervisors are about, and the tasks of all.
+func (a *appliance) wireMachines(address func() string, files vmachine.Files) error {
+	store := a.raft.State()
+	a.pmachines = pmachine.New(pmachine.Config{Raft: a.raft, Store: store, Vault: a.secrets, Machines: knownDisks{a}, Address: address, Log: a.logOf("pmachine")})
+	a.vmachines = vmachine.New(vmachine.Config{Raft: a.raft, Store: store, Disks: a.vdisks, Files: files, Node: a.raft.ID(), Power: a.pmachines.Power,
+		Emit: a.events.Emit, Log: a.logOf("vmachine")})
+	roll := a.newRollout()
+	if err := a.newAutomation(slices.Concat(a.vdisks.TaskTypes(), a.vdisks.LongTypes(), a.vmachines.TaskTypes(), a.vpools.TaskTypes(), roll.Types())...); err != nil {
+		return err
+	}
+	roll.Use(a.automation.broker)
+	return nil
+}
+
+// apiParts are what the API has of the data path: that of this process, or the gateway's.
+type apiParts struct {
+	mounts  api.Mounts
+	status  func(ctx context.Context, s *v1.Status)
+	ready   func() error
+	metrics http.Handler
+}
+
+// wireAPI makes both APIs and the console.
+func (a *appliance) wireAPI(p apiParts) error {
+	a.auth = auth.New(auth.Config{Raft: a.raft, Store: a.raft.State(), Vault: a.secrets, Log: a.logOf("auth")})
 	web, err := console.New()
 	if err != nil {
 		return err
 	}
-	a.api, err = api.New(api.Config{Raft: a.raft, Auth: a.auth, VPools: a.vpools, VDisks: a.vdisks, Nodes: a.nodes, Store: store,
-		Tasks: auto.broker, Types: auto.types, Schedules: auto.schedules, Sinks: auto.sinks, Status: a.status, Ready: a.notReady,
-		Appliance: estate{a}, Sync: a.raft.Sync, VMachines: a.vmachines, PMachines: a.pmachines, Mounts: mounts{a},
-		Metrics: promhttp.HandlerFor(a.metrics, promhttp.HandlerOpts{}), Console: web, Version: a.cfg.Version,
-		Log: log.With("component", component(a.raft.Cluster(), a.raft.ID(), "api"))})
+	status := func(ctx context.Context, s *v1.Status) {
+		p.status(ctx, s)
+		if addr := first(a.doors.https); addr != "" {
+			s.Services = append(s.Services, v1.Service{Name: "https", Address: addr})
+		}
+	}
+	auto := a.automation
+	a.api, err = api.New(api.Config{Raft: a.raft, Auth: a.auth, VPools: a.vpools, VDisks: a.vdisks, Nodes: a.nodes, Store: a.raft.State(),
+		Tasks: auto.broker, Types: auto.types, Schedules: auto.schedules, Sinks: auto.sinks, Status: status, Ready: p.ready,
+		Appliance: estate{a}, Sync: a.raft.Sync, VMachines: a.vmachines, PMachines: a.pmachines, Mounts: p.mounts,
+		Metrics: p.metrics, Console: web, Version: a.cfg.Version, Log: a.logOf("api")})
 	return err
+}
+
+func (a *appliance) metricsHandler() http.Handler {
+	return promhttp.HandlerFor(a.metrics, promhttp.HandlerOpts{})
 }
 
 // run is the appliance's life after everything is open.
@@ -253,10 +288,18 @@ func (a *appliance) serve(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return named("vDisk controller", a.vdisks.Run(ctx)) })
 	g.Go(func() error { return named("vMachine controller", a.vmachines.Run(ctx)) })
 	a.automation.run(ctx, g, a)
-	g.Go(func() error { return named("API", a.api.Serve(ctx, a.doors.apiSocket, nil)) })
-	if a.node != nil {
-		g.Go(func() error { return named("control socket", a.controlServer().Serve(ctx, a.doors.control)) })
+	if a.cfg.Unit == UnitGateway {
+		g.Go(func() error { return named("gateway socket", a.serveControl(ctx)) })
+		return
 	}
+	g.Go(func() error { return named("control socket", a.controlServer().Serve(ctx, a.doors.control)) })
+	a.automation.lead(ctx, g, a)
+	a.serveAPI(ctx, g)
+}
+
+// serveAPI starts it.
+func (a *appliance) serveAPI(ctx context.Context, g *errgroup.Group) {
+	g.Go(func() error { return named("API", a.api.Serve(ctx, a.doors.apiSocket, nil)) })
 	for _, ln := range a.doors.https {
 		g.Go(func() error { return named("API", a.api.Serve(ctx, ln, a.tls.TLS())) })
 	}
@@ -299,7 +342,6 @@ func (a *appliance) status(_ context.Context, s *v1.Status) {
 	}
 	service("nbd", first(a.doors.nbd), len(a.nbd.Attachments()))
 	service("nfs", first(a.doors.nfs), int(a.nfs.Stats().Connections))
-	service("https", first(a.doors.https), 0)
 	service("portmap", a.portmapAddress(), 0)
 	if d.Log.Occupancy > logFull {
 		s.Problems = append(s.Problems, fmt.Sprintf("the write log is %.0f %% full: the backend does not keep up, guests' writes are slowed",
@@ -329,7 +371,7 @@ func (a *appliance) summary() Summary {
 		APISocket: APISocket(a.cfg.Data), TokenFile: TokenFile(a.cfg.Data), CAFile: a.tls.CAFile(), Fresh: a.fresh,
 		Component: component(a.raft.Cluster(), a.raft.ID(), "appliance")}
 	s.Portmap = a.portmapAddress()
-	if a.auth.NeedsSetUp() {
+	if a.auth != nil && a.auth.NeedsSetUp() {
 		s.SetupCode = a.auth.SetUpCode()
 	}
 	for _, p := range a.raft.State().View().VPools() {

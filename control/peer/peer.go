@@ -11,7 +11,8 @@
 // varve-peer/1, so both ends have proved by certificate that they are nodes of this cluster. Every node may make every call: a node that
 // was taken over can do to the others what a handler does, and no more than that, so handlers check what they are given.
 //
-// Where control is a process of its own it has the node port; it passes connections on, in both directions, as they are.
+// Where control is a process of its own it has the node port; it passes connections on, in both directions, as they are, and asks the
+// other process of its own node in the same way (DialSelf).
 package peer
 
 import (
@@ -51,7 +52,9 @@ type Config struct {
 	Self uuid.UUID
 	// Dial connects to a node for Protocol; nil where there are no others.
 	Dial func(ctx context.Context, node uuid.UUID) (net.Conn, error)
-	Log  *slog.Logger
+	// DialSelf says that what this process does not answer itself another process of this node does: Dial reaches it.
+	DialSelf bool
+	Log      *slog.Logger
 }
 
 type handler struct {
@@ -131,7 +134,9 @@ func (p *Peers) Call(ctx context.Context, node uuid.UUID, name string, args, ans
 		}
 	}
 	if node == p.cfg.Self {
-		return p.callSelf(ctx, name, body, answer)
+		if h, ok := p.handler(name); ok || !p.cfg.DialSelf {
+			return p.callSelf(ctx, h, name, body, answer)
+		}
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+node.String()+"/peer/"+name, bytes.NewReader(body))
 	if err != nil {
@@ -148,9 +153,8 @@ func (p *Peers) Call(ctx context.Context, node uuid.UUID, name string, args, ans
 	return nil
 }
 
-func (p *Peers) callSelf(ctx context.Context, name string, body []byte, answer any) error {
-	h, ok := p.handler(name)
-	if !ok {
+func (p *Peers) callSelf(ctx context.Context, h handler, name string, body []byte, answer any) error {
+	if h.do == nil {
 		return fmt.Errorf("call %s: there is none", name)
 	}
 	out, err := h.do(ctx, body)
