@@ -17,7 +17,7 @@ toolchain:
 # The web console, which the binary embeds. `make build CONSOLE=no` needs no Node and makes a binary that says that it has none.
 WEB  := appliance/console/dist/index.html.gz
 WEBSRC := $(shell find appliance/console -path '*/node_modules' -prune -o -path '*/dist' -prune -o -name '*.go' -o -name '*.gen.*' -o -type f -print 2>/dev/null) \
-	$(wildcard control/api/*/openapi.yaml)
+	$(wildcard control/api/*/openapi.yaml) appliance/cli/support.json
 ifeq ($(CONSOLE),yes)
 TAGS := -tags release
 bin/varve: $(WEB)

@@ -229,7 +229,7 @@ func (e *env) crashesCommand() *cobra.Command {
 }
 
 // crashSection of a support bundle: of this machine alone.
-var crashSection = section{name: "crash", what: "reports of processes of this appliance that crashed: places in the program, no data"}
+var crashSection = section{Name: "crash", What: "reports of processes of this appliance that crashed: places in the program, no data"}
 
 type crashReport struct {
 	name string
@@ -240,7 +240,7 @@ const crashBytesMax = 1 << 20
 
 // crashReports are the crash section, if it is wanted.
 func (e *env) crashReports(only []string) ([]crashReport, error) {
-	if e.data == "" || e.at != "" || len(only) > 0 && !slices.Contains(only, crashSection.name) {
+	if e.data == "" || e.at != "" || len(only) > 0 && !slices.Contains(only, crashSection.Name) {
 		return nil, nil
 	}
 	list, err := server.Crashes(server.CrashDir(e.data))

@@ -7,6 +7,7 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
+	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,34 +31,25 @@ const whole = "."
 // section is a part of a support bundle: what the API answers at a path, of which only the fields named are kept. What is not named
 // here is not collected, so that a field that comes later is left out until somebody has thought about it.
 type section struct {
-	name, what, path string
-	fields           []string
-	// of is the member of the answer that has the items; whole is the answer itself, "" is items.
-	of string
+	Name   string   `json:"name"`
+	What   string   `json:"what"`
+	Path   string   `json:"path"`
+	Fields []string `json:"fields"`
+	// Of is the member of the answer that has the items; whole is the answer itself, "" is items.
+	Of string `json:"of"`
 }
 
-var sections = []section{
-	{"status", "state of the appliance", "/status", []string{"state", "problems", "node", "node_id", "cluster", "version", "started", "ready", "vpools", "vdisks",
-		"files", "deleting", "services", "log", "index"}, whole},
-	{"cluster", "how the nodes are, as this one sees them", "/cluster", []string{"id", "self", "leader", "voters", "nodes", "problems"}, whole},
-	{"health", "what every node has checked, without what was seen", "/health", []string{"code", "title", "state", "node", "object", "remedy", "since", "at"}, "checks"},
-	{"disks", "the nodes' disks, without serial numbers", "/disks", []string{"id", "node", "device", "kind", "model", "size", "roles", "mounts", "used", "free", "state"}, ""},
-	{"backends", "backends without where they are", "/backends", []string{"vpool", "id", "kind", "node", "state", "since", "total", "free", "stored", "pending", "findings"}, ""},
-	{"protection", "what of each vDisk is not safe elsewhere yet", "/protection", []string{"vdisk", "id", "vpool", "owner", "class", "unlogged", "unbacked", "unbacked_age", "known"}, ""},
-	{"nodes", "nodes with their addresses", "/nodes", []string{"name", "id", "role", "nbd", "nfs", "https", "version", "self", "joined", "seen", "rev"}, ""},
-	{"vpools", "vPools without their backends' addresses", "/vpools", []string{"name", "id", "class", "vdisks", "files", "deleting", "total", "free", "stored", "findings", "rev"}, ""},
-	{"vdisks", "vDisks with their sizes and states", "/vdisks", []string{"name", "id", "vpool", "size", "used", "pending", "state", "class", "owner", "epoch", "open",
-		"clients", "template", "rev"}, ""},
-	{"tasks", "tasks with their problems", "/tasks", []string{"id", "type", "state", "queue", "object", "done", "total", "steps", "log", "problem", "node", "created",
-		"started", "ended"}, ""},
-	{"events", "the last events, without what they say", "/events", []string{"seq", "at", "type", "topic", "key", "node"}, ""},
-	{"schedules", "schedules", "/schedules", []string{"name", "scope", "cron", "zone", "enabled", "last", "next", "error"}, ""},
-	{"policies", "policies", "/policies", []string{"scope", "set", "rev"}, ""},
-	{"config", "names of the settings, without their values", "/config", []string{"key", "version", "at"}, ""},
-	{"sinks", "how sending events goes, without where to", "/sinks", []string{"name", "kind", "enabled", "sent", "failing", "missed"}, ""},
-	{"users", "how many users and with which roles, without names", "/users", []string{"roles", "source", "totp", "disabled"}, ""},
-	{"audit", "the audit log without addresses", "/audit", []string{"seq", "time", "who", "via", "action", "object", "result", "request_id"}, ""},
-}
+// supportJSON is read by the console too, whose bundle holds the same.
+//
+//go:embed support.json
+var supportJSON []byte
+
+var sections = sync.OnceValue(func() (list []section) {
+	if err := json.Unmarshal(supportJSON, &list); err != nil {
+		panic(fmt.Sprintf("support.json: %v", err))
+	}
+	return list
+})
 
 const bundleItemsMax = 1000
 
@@ -70,7 +63,7 @@ no secrets, no passwords, no tokens, no data of vDisks, no addresses of backends
 before you send them. Nothing is sent anywhere.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, s := range only {
-				if s != crashSection.name && !slices.ContainsFunc(sections, func(x section) bool { return x.name == s }) {
+				if s != crashSection.Name && !slices.ContainsFunc(sections(), func(x section) bool { return x.Name == s }) {
 					return usage("there is no section %q", s)
 				}
 			}
@@ -91,8 +84,8 @@ before you send them. Nothing is sent anywhere.`,
 		Use: "sections", Short: "Say what a bundle holds", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			var rows [][]string
-			for _, s := range append(slices.Clip(sections), crashSection) {
-				rows = append(rows, []string{s.name, s.what})
+			for _, s := range append(slices.Clip(sections()), crashSection) {
+				rows = append(rows, []string{s.Name, s.What})
 			}
 			return e.show(rows, func(w io.Writer) error { return printTable(w, []string{"Section", "What"}, rows) })
 		},
@@ -121,8 +114,8 @@ func (e *env) writeBundle(ctx context.Context, s *session, path string, only []s
 		Missing string `json:"missing,omitempty"`
 	}
 	var parts []part
-	for _, sec := range sections {
-		if len(only) > 0 && !slices.Contains(only, sec.name) {
+	for _, sec := range sections() {
+		if len(only) > 0 && !slices.Contains(only, sec.Name) {
 			continue
 		}
 		b, err := collect(ctx, s.Client, sec)
@@ -130,24 +123,24 @@ func (e *env) writeBundle(ctx context.Context, s *session, path string, only []s
 			return n, err
 		}
 		if err != nil {
-			parts = append(parts, part{Section: sec.name, Missing: err.Error()})
+			parts = append(parts, part{Section: sec.Name, Missing: err.Error()})
 			continue
 		}
-		if err := add(sec.name+".json", b); err != nil {
+		if err := add(sec.Name+".json", b); err != nil {
 			return n, err
 		}
 		n++
-		parts = append(parts, part{Section: sec.name, File: sec.name + ".json", SHA256: fmt.Sprintf("%x", sha256.Sum256(b))})
+		parts = append(parts, part{Section: sec.Name, File: sec.Name + ".json", SHA256: fmt.Sprintf("%x", sha256.Sum256(b))})
 	}
 	crashes, err := e.crashReports(only)
 	if err != nil {
-		parts = append(parts, part{Section: crashSection.name, Missing: err.Error()})
+		parts = append(parts, part{Section: crashSection.Name, Missing: err.Error()})
 	}
 	for _, c := range crashes {
 		if err := add(c.name, c.text); err != nil {
 			return n, err
 		}
-		parts = append(parts, part{Section: crashSection.name, File: c.name, SHA256: fmt.Sprintf("%x", sha256.Sum256(c.text))})
+		parts = append(parts, part{Section: crashSection.Name, File: c.name, SHA256: fmt.Sprintf("%x", sha256.Sum256(c.text))})
 	}
 	if len(crashes) > 0 {
 		n++
@@ -175,8 +168,8 @@ func (e *env) writeBundle(ctx context.Context, s *session, path string, only []s
 
 // collect reads a section and keeps the fields that it names.
 func collect(ctx context.Context, c *client.Client, sec section) ([]byte, error) {
-	path := v1.Prefix + sec.path + "?consistency=stale" // what it knows is enough, and all there is without a majority
-	if sec.of == "" {
+	path := v1.Prefix + sec.Path + "?consistency=stale" // what it knows is enough, and all there is without a majority
+	if sec.Of == "" {
 		path += fmt.Sprintf("&limit=%d", bundleItemsMax)
 	}
 	raw, err := c.Do(ctx, http.MethodGet, path, nil, nil)
@@ -185,19 +178,19 @@ func collect(ctx context.Context, c *client.Client, sec section) ([]byte, error)
 	}
 	var answer map[string]json.RawMessage
 	if err := json.Unmarshal(raw.Body, &answer); err != nil {
-		return nil, fmt.Errorf("read %s: %w", sec.name, err)
+		return nil, fmt.Errorf("read %s: %w", sec.Name, err)
 	}
 	items := []map[string]json.RawMessage{answer}
-	if sec.of != whole {
+	if sec.Of != whole {
 		items = nil
-		if err := json.Unmarshal(answer[cmp.Or(sec.of, "items")], &items); err != nil {
-			return nil, fmt.Errorf("read %s: %w", sec.name, err)
+		if err := json.Unmarshal(answer[cmp.Or(sec.Of, "items")], &items); err != nil {
+			return nil, fmt.Errorf("read %s: %w", sec.Name, err)
 		}
 	}
 	kept := make([]map[string]json.RawMessage, 0, len(items))
 	for _, item := range items {
 		only := make(map[string]json.RawMessage)
-		for _, f := range sec.fields {
+		for _, f := range sec.Fields {
 			if v, ok := item[f]; ok {
 				only[f] = v
 			}
