@@ -420,7 +420,9 @@ func gist(label string, text []string) string {
 	lines := slices.DeleteFunc(slices.Clone(text), func(o string) bool {
 		return strings.HasPrefix(o, "=== ") || strings.TrimSpace(o) == "" || strings.HasPrefix(o, "» ")
 	})
-	at := slices.IndexFunc(lines, func(o string) bool { return strings.HasPrefix(o, "panic: ") || strings.HasPrefix(o, "WARNING: DATA RACE") })
+	at := slices.IndexFunc(lines, func(o string) bool {
+		return strings.HasPrefix(o, "panic: ") || strings.HasPrefix(o, "WARNING: DATA RACE")
+	})
 	if at < 0 {
 		at = max(0, len(lines)-most)
 	}
