@@ -1,23 +1,26 @@
 //go:build e2e
 
 // Package console drives the web console of the real binary with a real browser, from an empty data directory: the first run, a day's work with
-// data written and read back by real NBD and NFS clients, a viewer who is refused, a broken connection; then every page in light and dark, wide
-// and narrow: no axe violation, no error in the browser's console, nothing that scrolls sideways.
+// data written and read back by real NBD and NFS clients on a local vPool and on one in a bucket, every dialog by the keyboard alone, a viewer who
+// is refused, a broken connection, 1,000 vDisks with 10,000 snapshots; then every page in light and dark, wide and narrow: no axe violation, no
+// error in the browser's console, nothing that scrolls sideways. Three nodes, beside it, lose one and then their leader.
 //
-// console.mjs is the script, run by the Node.js that builds the console with its playwright-core and Debian's chromium; each step that it prints
-// is one result here. Screenshots are left in .cache/console.
+// console.mjs and cluster.mjs are the scripts, browser.mjs is what they share; the Node.js that builds the console runs them with its
+// playwright-core and Debian's chromium. Each step that they print is one result here. Screenshots are left in .cache/console.
 package console
 
 import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,6 +28,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"varve/test/harness"
+	"varve/volumedriver/backend/s3/s3test"
 )
 
 const limit = 8 * time.Minute
@@ -35,21 +39,68 @@ type step struct {
 	Error string `json:"error"`
 	Show  string `json:"show"`
 	Do    string `json:"do"`
+	Node  int    `json:"node"` // which to kill or start
 }
 
 var setupCode = regexp.MustCompile(`code ([A-Z0-9]+(?:-[A-Z0-9]+)+)`)
 
 func TestConsole(t *testing.T) {
-	t.Setenv("PATH", harness.Cache("node/bin")+":"+os.Getenv("PATH")) // where setup puts Node.js if the system's is too old
-	harness.Need(t, "chromium", "node", "nbdcopy", "nfs-cp")
-	shots := harness.Cache("console")
-	if err := os.RemoveAll(shots); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(shots, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	t.Parallel()
+	shots := artefacts(t)
 	n := harness.StartNode(t)
+	s3 := s3test.StartGateway(t)
+	script(t, "console.mjs", []*harness.Node{n}, "VARVE_URL="+url(n), "VARVE_CODE="+setUp(t, n), "VARVE_NBD="+n.NBDAddr(),
+		fmt.Sprintf("VARVE_NFS_PORT=%d", n.NFSPort), "VARVE_SHOTS="+shots, "VARVE_TMP="+t.TempDir(),
+		"VARVE_S3="+s3.Endpoint, "VARVE_S3_BUCKET="+s3test.Bucket, "VARVE_S3_ACCESS="+s3.Access, "VARVE_S3_SECRET="+s3.SecretKey, "VARVE_S3_DIR="+s3.Dir)
+}
+
+// TestConsoleCluster: three nodes, of which one goes away, and then the leader.
+func TestConsoleCluster(t *testing.T) {
+	t.Parallel()
+	shots := artefacts(t)
+	var nodes []*harness.Node
+	var urls, nfs []string
+	for i := range 3 {
+		port, err := harness.FreePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := harness.NewNode(t.TempDir(), "--node", fmt.Sprintf("127.0.0.1:%d", port), "--log-size", "256MiB")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 {
+			if _, err := n.CLI("cluster", "join", strings.TrimSpace(nodes[0].MustCLI(t, "cluster", "token", "create"))); err != nil {
+				t.Fatalf("join: %v", err)
+			}
+		}
+		if err := n.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(n.Kill)
+		nodes, urls, nfs = append(nodes, n), append(urls, url(n)), append(nfs, n.NFSAddr())
+	}
+	script(t, "cluster.mjs", nodes, "VARVE_URLS="+strings.Join(urls, " "), "VARVE_NFS="+strings.Join(nfs, " "), "VARVE_CODE="+setUp(t, nodes[0]), "VARVE_SHOTS="+shots)
+}
+
+var clearArtefacts sync.Once
+
+// artefacts is where screenshots go, cleared once.
+func artefacts(t *testing.T) string {
+	harness.Need(t, "chromium", "nbdcopy", "nfs-cp")
+	dir := harness.Cache("console")
+	clearArtefacts.Do(func() {
+		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func url(n *harness.Node) string { return fmt.Sprintf("https://127.0.0.1:%d", n.HTTPSPort) }
+
+// setUp is the set-up code that a fresh node has printed.
+func setUp(t *testing.T, n *harness.Node) string {
 	var code []string
 	if err := harness.Poll(10*time.Second, func() error {
 		if code = setupCode.FindStringSubmatch(n.Log()); code == nil {
@@ -59,11 +110,19 @@ func TestConsole(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	return code[1]
+}
+
+// script runs a script of this directory; it may ask for one of the nodes to be killed, and started again.
+func script(t *testing.T, name string, nodes []*harness.Node, env ...string) {
+	ctx, cancel := context.WithTimeout(t.Context(), limit+soak())
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "node", filepath.Join(harness.Root(), "test/console/console.mjs"))
-	cmd.Env = append(os.Environ(), "VARVE_URL="+fmt.Sprintf("https://127.0.0.1:%d", n.HTTPSPort), "VARVE_CODE="+code[1], "VARVE_NBD="+n.NBDAddr(),
-		fmt.Sprintf("VARVE_NFS_PORT=%d", n.NFSPort), "VARVE_SHOTS="+shots, "VARVE_TMP="+t.TempDir())
+	node := "node"
+	if own := harness.Cache("node/bin/node"); exists(own) { // where setup puts Node.js if the system's is too old
+		node = own
+	}
+	cmd := exec.CommandContext(ctx, node, filepath.Join(harness.Root(), "test/console", name))
+	cmd.Env = append(os.Environ(), env...)
 	// The browser's processes are the script's: they end with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
@@ -82,16 +141,16 @@ func TestConsole(t *testing.T) {
 	for lines.Scan() {
 		var s step
 		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
-			t.Logf("console.mjs: %s", lines.Text())
+			t.Logf("%s: %s", name, lines.Text())
 			continue
 		}
 		switch {
 		case s.Show != "":
 			harness.Show("%s", s.Show)
 		case s.Do == "kill":
-			n.Kill()
+			nodes[s.Node].Kill()
 		case s.Do == "start":
-			if err := n.Start(); err != nil {
+			if err := nodes[s.Node].Start(); err != nil {
 				t.Errorf("start the appliance again: %v", err)
 			}
 		case s.Step == "end":
@@ -105,11 +164,22 @@ func TestConsole(t *testing.T) {
 		}
 	}
 	if err := cmd.Wait(); err != nil {
-		t.Errorf("console.mjs: %v", err)
+		t.Errorf("%s: %v", name, err)
 	}
 	if !finished {
 		t.Error("the script did not come to its end")
 	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// soak is how long the memory of a browser that follows changes is watched, beyond what every run does: VARVE_CONSOLE_SOAK=1h.
+func soak() time.Duration {
+	d, _ := time.ParseDuration(os.Getenv("VARVE_CONSOLE_SOAK"))
+	return d
 }
 
 // TestParity: every operation of the customer API is used by the console or exempt with a reason.

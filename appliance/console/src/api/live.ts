@@ -12,7 +12,9 @@ export type LiveState = { state: 'connecting' | 'live' | 'reconnecting'; since: 
 const silentMax = 40_000; // a comment comes every 15 s
 const retryFirst = 1_000;
 const retryMax = 15_000;
-const gather = 300; // changes of this many milliseconds are one reading
+// Changes of this many milliseconds are one reading; and while they go on and on, one reading in so many, which bounds what a busy cluster costs.
+const gather = 300;
+const gatherBusy = 3_000;
 
 let current: LiveState = { state: 'connecting', since: new Date() };
 const listeners = new Set<() => void>();
@@ -74,6 +76,7 @@ export function followChanges(): () => void {
   const stopping = new AbortController();
   let last = '';
   let waiting: ReturnType<typeof setTimeout> | undefined;
+  let readAt = 0;
   const kinds = new Set<string>();
   const changed = (list: Change[]) => {
     for (const c of list) {
@@ -82,9 +85,10 @@ export function followChanges(): () => void {
     }
     waiting ??= setTimeout(() => {
       waiting = undefined;
+      readAt = Date.now();
       invalidateKinds(queryClient, kinds);
       kinds.clear();
-    }, gather);
+    }, Math.max(gather, readAt + gatherBusy - Date.now()));
   };
 
   const once = async () => {

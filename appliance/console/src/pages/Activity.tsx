@@ -30,10 +30,10 @@ export function Tasks() {
       <ObjectTable id="tasks" label={s.title} op="listTasks" rowKey={(x: Task) => x.id} search="type" searchLabel={s.filter} every={10_000}
         columns={[
           { key: 'title', title: s.task, cell: (x) => <Button variant="link" isInline onClick={() => setShown(x.id)}>{x.title}</Button> },
-          { key: 'state', title: running.state, cell: (x) => <State value={x.state} /> }, { key: 'object', title: running.object, cell: (x) => x.object ?? '' },
-          { key: 'done', title: s.progress, cell: (x) => (x.state === 'running' && x.total > 0 ? <Progress size="sm" value={percent(x.done, x.total)} aria-label={x.title} /> : over(x) ? '' : '…') },
-          { key: 'by', title: s.by, hidden: true, cell: (x) => x.by }, { key: 'node', title: running.node, cell: (x) => x.node ?? '' }, { key: 'created', title: s.started, cell: (x) => <When at={x.created} /> },
-          { key: 'ended', title: s.took, sortable: false, cell: (x) => (x.started && x.ended ? duration((Date.parse(x.ended) - Date.parse(x.started)) / 1000) : '') },
+          { key: 'state', title: running.state, cell: (x) => <State value={x.state} /> }, { key: 'object', title: running.object, cell: (x) => x.object || '–' },
+          { key: 'done', title: s.progress, cell: (x) => (x.state === 'running' && x.total > 0 ? <Progress size="sm" value={percent(x.done, x.total)} aria-label={x.title} /> : over(x) ? '–' : '…') },
+          { key: 'by', title: s.by, hidden: true, cell: (x) => x.by }, { key: 'node', title: running.node, cell: (x) => x.node || '–' }, { key: 'created', title: s.started, cell: (x) => <When at={x.created} /> },
+          { key: 'ended', title: s.took, sortable: false, whole: true, cell: (x) => (x.started && x.ended ? duration((Date.parse(x.ended) - Date.parse(x.started)) / 1000) : '–') },
           { key: 'type', title: running.type, hidden: true, cell: (x) => x.type }, { key: 'id', title: 'Id', hidden: true, cell: (x) => x.id },
         ]}
         facets={[{ key: 'state', title: running.state, options: s.states }]}
@@ -112,7 +112,7 @@ export function Audit() {
       )}
       <ObjectTable id="audit" label={s.title} op="listAudit" rowKey={(x: Entry) => String(x.seq)} search="who" searchLabel={s.filter} sort="-seq"
         columns={[
-          { key: 'seq', title: '#', cell: (x) => x.seq }, { key: 'time', title: running.time, cell: (x) => <When at={x.time} exact /> }, { key: 'who', title: s.who, cell: (x) => x.who }, { key: 'action', title: s.action, cell: (x) => x.action },
+          { key: 'seq', title: '#', cell: (x) => x.seq }, { key: 'time', title: running.time, cell: (x) => <When at={x.time} exact /> }, { key: 'who', title: s.who, cell: (x) => x.who }, { key: 'action', title: s.action, whole: true, cell: (x) => x.action },
           { key: 'object', title: running.object, cell: (x) => x.object }, { key: 'result', title: s.result, cell: (x) => <State value={x.result === 'ok' ? 'ok' : 'warning'} text={x.result} /> },
           { key: 'via', title: s.via, hidden: true, cell: (x) => x.via }, { key: 'from', title: s.from, cell: (x) => x.from }, { key: 'detail', title: s.detail, hidden: true, cell: (x) => x.detail ?? '' },
           { key: 'request_id', title: s.request, hidden: true, cell: (x) => <span className="varve-mono">{x.request_id}</span> },

@@ -12,6 +12,7 @@ import { CheckField, SelectField, TextAreaField, TextField } from '../ui/fields'
 import { bytes, parseBytes } from '../ui/format';
 import { ObjectTable } from '../ui/ObjectTable';
 import { Page } from '../ui/Page';
+import { settingName, settingText } from '../ui/policy';
 import { State, When } from '../ui/State';
 import { useToast } from '../ui/toast';
 
@@ -20,7 +21,7 @@ type Schedule = ItemOf<'listSchedules'>;
 type Spec = Policy['set'];
 
 function setText(set: Spec): string {
-  return Object.entries(set).map(([k, v]) => `${k.replaceAll('_', ' ')}: ${typeof v === 'object' ? JSON.stringify(v) : String(v)}`).join(', ');
+  return Object.entries(set).map(([k, v]) => `${settingName(k)}: ${settingText(k, v)}`).join('; ');
 }
 
 export function Policies() {
@@ -35,7 +36,7 @@ export function Policies() {
     <Page title={s.title} lead={s.lead} actions={create} operations={['listPolicies', 'getPolicy', 'setPolicy', 'inheritPolicy']}>
       <ObjectTable id="policies" label={s.title} op="listPolicies" rowKey={(x: Policy) => x.scope} search="scope" searchLabel={s.scope}
         columns={[
-          { key: 'scope', title: s.scope, cell: (x) => x.scope }, { key: 'set', title: s.set, sortable: false, cell: (x) => <span className="varve-code">{setText(x.set)}</span>, csv: (x) => JSON.stringify(x.set) },
+          { key: 'scope', title: s.scope, cell: (x) => x.scope }, { key: 'set', title: s.set, sortable: false, cell: (x) => setText(x.set), csv: (x) => JSON.stringify(x.set) },
           { key: 'modified', title: s.modified, cell: (x) => <When at={x.modified} /> },
         ]}
         actions={(x) => [
@@ -114,9 +115,9 @@ export function Schedules() {
     <Page title={s.title} lead={s.lead} actions={may('setSchedule') && <Button variant="secondary" onClick={() => setDoing({ what: 'own' })}>{s.own}</Button>} operations={['listSchedules', 'setSchedule', 'inheritSchedule', 'runSchedule']}>
       <ObjectTable id="schedules" label={s.title} op="listSchedules" rowKey={(x: Schedule) => `${x.scope} ${x.name}`}
         columns={[
-          { key: 'name', title: running.name, cell: (x) => x.name }, { key: 'purpose', title: s.purpose, cell: (x) => x.purpose }, { key: 'scope', title: s.scope, cell: (x) => x.scope },
+          { key: 'name', title: running.name, whole: true, cell: (x) => x.name }, { key: 'purpose', title: s.purpose, cell: (x) => x.purpose }, { key: 'scope', title: s.scope, cell: (x) => x.scope },
           { key: 'enabled', title: running.state, cell: (x) => (x.error ? <State value="error" text={s.error} /> : <State value={x.enabled ? 'enabled' : 'disabled'} text={x.enabled ? s.enabled : s.off} />) },
-          { key: 'cron', title: s.cron, cell: (x) => <span className="varve-mono">{x.cron}</span> }, { key: 'zone', title: s.zone, hidden: true, cell: (x) => x.zone }, { key: 'next', title: s.next, cell: (x) => (x.enabled ? <When at={x.next} /> : '–') },
+          { key: 'cron', title: s.cron, whole: true, cell: (x) => <span className="varve-mono">{x.cron}</span> }, { key: 'zone', title: s.zone, hidden: true, cell: (x) => x.zone }, { key: 'next', title: s.next, whole: true, cell: (x) => (x.enabled ? <When at={x.next} /> : '–') },
           { key: 'last', title: s.last, cell: (x) => <When at={x.last} /> }, { key: 'task', title: s.task, hidden: true, cell: (x) => x.task },
         ]}
         actions={(x) => [

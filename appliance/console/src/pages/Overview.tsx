@@ -12,19 +12,21 @@ import { duration, percent, time } from '../ui/format';
 import { vdiskPath, vpoolPath } from '../ui/names';
 import { Loaded, Page } from '../ui/Page';
 import { Bytes, State, When } from '../ui/State';
+import { WhatIf } from './parts/WhatIf';
 
 const s = operate.overview;
 
 export default function Overview() {
   const status = useCall('getStatus', {}, { every: 10_000 });
   return (
-    <Page title={s.title} operations={['getHealth', 'getStatus', 'listCapacity', 'listProtection', 'getCluster', 'getHistory']}>
+    <Page title={s.title} operations={['getHealth', 'getStatus', 'listCapacity', 'listProtection', 'getCluster', 'listVDisks', 'listBackends', 'getHistory']}>
       <div className="varve-stack">
         <Health />
         <Figures />
         <div className="varve-grid varve-two">
           <Capacity />
           <Protection />
+          <WhatIf />
         </div>
         {status.data && (
           <section aria-label={s.performance}>
@@ -54,7 +56,7 @@ function Health() {
             <>
               {h.unreachable.map((n) => <Alert key={n} isInline variant="warning" title={s.unreachable(n)} component="h3" />)}
               <div className="varve-row">
-                <State value={h.state} /> <span>{bad.length === 0 ? s.allGood(h.checks.length) : `${bad.length} / ${h.checks.length} ${s.uncleared}`}</span>
+                <State value={h.state} /> <span>{bad.length === 0 ? s.allGood(h.checks.length) : s.uncleared(bad.length, h.checks.length)}</span>
                 <span className="varve-dim">{s.checkedAt} <When at={h.at} /></span>
                 <Button variant="link" isInline onClick={() => setAll(!all)}>{all ? s.hideAll : s.showAll}</Button>
               </div>

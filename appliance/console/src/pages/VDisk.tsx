@@ -1,9 +1,5 @@
 // One vDisk: what it is, its snapshots, its figures, its limits.
-import {
-  Button, Card, CardBody, CardTitle, ClipboardCopy, Dropdown, DropdownItem, DropdownList, Form, MenuToggle,
-} from '@patternfly/react-core';
-import type { MenuToggleElement } from '@patternfly/react-core';
-import { EllipsisVIcon } from '@patternfly/react-icons';
+import { Button, Card, CardBody, CardTitle, ClipboardCopy, Form } from '@patternfly/react-core';
 import { useState } from 'react';
 import { Link, useNavigate, useParams } from 'react-router';
 import { call } from '../api/call';
@@ -11,12 +7,15 @@ import type { Answer } from '../api/call';
 import { useCall, useRefresh } from '../api/query';
 import { useMay } from '../api/session';
 import { storage } from '../strings/storage';
+import { ActionMenu } from '../ui/ActionMenu';
+import type { MenuAction } from '../ui/ActionMenu';
 import { Charts } from '../ui/Chart';
 import { FormDialog } from '../ui/dialog';
 import { CheckField, TextField } from '../ui/fields';
 import { bytes, bytesDecimal, duration, number, parseBytes, splitName, time } from '../ui/format';
 import { nodePath, vdiskPath, vpoolPath } from '../ui/names';
 import { Loaded, Page } from '../ui/Page';
+import { settingName, settingText } from '../ui/policy';
 import { Bytes, State, When } from '../ui/State';
 import { useToast } from '../ui/toast';
 import { EventList } from './parts/EventList';
@@ -36,13 +35,14 @@ export default function VDiskPage() {
   const may = useMay();
   const go = useNavigate();
   const [dialog, setDialog] = useState<Dialog>('');
-  const [menu, setMenu] = useState(false);
   const close = () => setDialog('');
   const d = query.data;
-  const more: [Dialog, string, boolean][] = d ? [
-    ['clone', s.clone, may('cloneVDisk')], ['resize', s.resize, may('patchVDisk') && !d.template], ['rename', s.rename, may('patchVDisk')],
-    ['template', d.template ? s.untemplate : s.template, may('setTemplate')], ['rewind', s.rewind, may('rewindVDisk')],
-    ...(d.parent ? [['flatten', s.flatten, may('flattenVDisk')] as [Dialog, string, boolean]] : []), ['delete', s.delete, may('deleteVDisk')],
+  const to = (d: Dialog) => () => setDialog(d);
+  const more: MenuAction[] = d ? [
+    { title: s.clone, disabled: !may('cloneVDisk'), onClick: to('clone') }, { title: s.resize, disabled: !may('patchVDisk') || d.template, onClick: to('resize') },
+    { title: s.rename, disabled: !may('patchVDisk'), onClick: to('rename') }, { title: d.template ? s.untemplate : s.template, disabled: !may('setTemplate'), onClick: to('template') },
+    { title: s.rewind, disabled: !may('rewindVDisk'), onClick: to('rewind') }, ...(d.parent ? [{ title: s.flatten, disabled: !may('flattenVDisk'), onClick: to('flatten') }] : []),
+    { title: s.delete, disabled: !may('deleteVDisk'), danger: true, separated: true, onClick: to('delete') },
   ] : [];
   return (
     <Page title={vdisk} trail={[[s.title, '/vdisks']]} label={d && <State value={vdiskState(d)} />} names={{ vdisk }}
@@ -51,14 +51,7 @@ export default function VDiskPage() {
       actions={d && (
         <>
           {may('createSnapshot') && <Button onClick={() => setDialog('snapshot')}>{s.snapshot}</Button>}
-          <Dropdown isOpen={menu} onOpenChange={setMenu} onSelect={() => setMenu(false)} popperProps={{ position: 'end' }}
-            toggle={(ref: React.Ref<MenuToggleElement>) => (
-              <MenuToggle ref={ref} variant="plain" isExpanded={menu} onClick={() => setMenu(!menu)} aria-label={storage.actions} icon={<EllipsisVIcon />} />
-            )}>
-            <DropdownList>
-              {more.map(([k, title, ok]) => <DropdownItem key={k} isDisabled={!ok} isDanger={k === 'delete'} onClick={() => setDialog(k)}>{title}</DropdownItem>)}
-            </DropdownList>
-          </Dropdown>
+          <ActionMenu label={storage.actions} actions={more} />
         </>
       )}>
       <Loaded query={query}>
@@ -161,15 +154,12 @@ function Limits({ d }: { d: VDisk }) {
     <Loaded query={policy}>
       {(p) => {
         const e = p.effective as unknown as Effective;
-        const shown = (v: unknown, format: (n: number) => string) => (typeof v === 'number' && v > 0 ? format(v) : s.unlimited);
-        const row = (key: string, text: string): [string, React.ReactNode] => [key, <>{text} <span className="varve-dim">{s.source(e[key]?.source ?? 'default')}</span></>];
-        const rest = Object.entries(e).filter(([k]) => k !== 'iops_max' && k !== 'bytes_max');
+        const keys = ['iops_max', 'bytes_max', ...Object.keys(e).filter((k) => k !== 'iops_max' && k !== 'bytes_max')];
         return (
           <div className="varve-stack">
-            <Facts items={[
-              [s.iops, row('iops_max', shown(e.iops_max?.value, number))[1]], [s.bytesPerSecond, row('bytes_max', shown(e.bytes_max?.value, (n) => `${bytes(n)}/s`))[1]],
-              ...rest.map(([k, v]) => [k.replaceAll('_', ' '), <>{typeof v?.value === 'object' ? JSON.stringify(v.value) : String(v?.value ?? '')} <span className="varve-dim">{s.source(v?.source ?? 'default')}</span></>] as [string, React.ReactNode]),
-            ]} />
+            <Facts items={keys.map((k) => [settingName(k), (
+              <>{settingText(k, e[k]?.value ?? (k === 'iops_max' || k === 'bytes_max' ? 0 : undefined))} <span className="varve-dim">{s.source(e[k]?.source ?? 'default')}</span></>
+            )])} />
             {may('setPolicy') && <div><Button variant="secondary" onClick={() => setEditing(true)}>{s.setLimits}</Button></div>}
             {editing && <SetLimits scope={scope} policy={p} onClose={() => setEditing(false)} />}
           </div>

@@ -1,7 +1,6 @@
 // One VM: what it is, its disks, its snapshots.
-import { Alert, Button, Card, CardBody, CardTitle, Dropdown, DropdownItem, DropdownList, MenuToggle } from '@patternfly/react-core';
-import type { MenuToggleElement } from '@patternfly/react-core';
-import { CameraIcon, EllipsisVIcon } from '@patternfly/react-icons';
+import { Alert, Button, Card, CardBody, CardTitle } from '@patternfly/react-core';
+import { CameraIcon } from '@patternfly/react-icons';
 import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
 import { useState } from 'react';
 import { Link, useNavigate, useParams } from 'react-router';
@@ -10,6 +9,8 @@ import { useCall } from '../api/query';
 import { useMay } from '../api/session';
 import { machines } from '../strings/machines';
 import { storage } from '../strings/storage';
+import { ActionMenu } from '../ui/ActionMenu';
+import type { MenuAction } from '../ui/ActionMenu';
 import { Facts } from '../ui/Facts';
 import { hypervisorPath, vdiskPath } from '../ui/names';
 import { ObjectTable } from '../ui/ObjectTable';
@@ -31,11 +32,12 @@ export default function VMachinePage() {
   const may = useMay();
   const go = useNavigate();
   const [dialog, setDialog] = useState<Dialog>('');
-  const [menu, setMenu] = useState(false);
   const close = () => setDialog('');
   const vm = query.data;
-  const more: [Dialog, string, boolean][] = vm ? [
-    ['clone', s.clone, may('cloneVMachine')], ['template', vm.template ? s.makeVM : s.makeTemplate, may('setVMachineTemplate')], ['delete', s.remove, may('deleteVMachine') && vm.config !== ''],
+  const to = (d: Dialog) => () => setDialog(d);
+  const more: MenuAction[] = vm ? [
+    { title: s.clone, disabled: !may('cloneVMachine'), onClick: to('clone') }, { title: vm.template ? s.makeVM : s.makeTemplate, disabled: !may('setVMachineTemplate'), onClick: to('template') },
+    { title: s.remove, disabled: !may('deleteVMachine') || vm.config === '', danger: true, separated: true, onClick: to('delete') },
   ] : [];
   return (
     <Page title={vm?.name ?? vmachine} trail={[[s.title, '/vmachines']]} label={vm && <State value={vm.template ? 'template' : vm.power} />} names={{ vmachine: vm?.name ?? vmachine }}
@@ -43,14 +45,7 @@ export default function VMachinePage() {
       actions={vm && (
         <>
           {may('createVMachineSnapshot') && <Button onClick={() => setDialog('snapshot')}>{s.snapshot}</Button>}
-          <Dropdown isOpen={menu} onOpenChange={setMenu} onSelect={() => setMenu(false)} popperProps={{ position: 'end' }}
-            toggle={(ref: React.Ref<MenuToggleElement>) => (
-              <MenuToggle ref={ref} variant="plain" isExpanded={menu} onClick={() => setMenu(!menu)} aria-label={storage.actions} icon={<EllipsisVIcon />} />
-            )}>
-            <DropdownList>
-              {more.map(([k, title, ok]) => <DropdownItem key={k} isDisabled={!ok} isDanger={k === 'delete'} onClick={() => setDialog(k)}>{title}</DropdownItem>)}
-            </DropdownList>
-          </Dropdown>
+          <ActionMenu label={storage.actions} actions={more} />
         </>
       )}>
       <Loaded query={query}>

@@ -1,5 +1,5 @@
 // One vPool.
-import { Alert, Button, Card, CardBody, CardTitle } from '@patternfly/react-core';
+import { Alert, Button, Card, CardBody, CardTitle, Content } from '@patternfly/react-core';
 import { Suspense, lazy, useState } from 'react';
 import type { ReactNode } from 'react';
 import { useNavigate, useParams } from 'react-router';
@@ -104,10 +104,18 @@ function VPoolSettings({ p, onClients, onCredentials, onKeys }: { p: VPool; onCl
     <div className="varve-stack">
       <Loaded query={backend}>
         {(b) => (
+          <>
           <Facts items={[
             [storage.state, <State value={b.state} />], [storage.backend, <span className="varve-mono">{b.url}</span>], ...(b.error ? [['', b.error] as [string, ReactNode]] : []),
-            [s.clients, p.clients.join(', ') || storage.none], ...Object.entries(b.findings).map(([k, v]) => [k, v] as [string, ReactNode]),
+            [s.clients, p.clients.join(', ') || storage.none],
           ]} />
+          {Object.keys(b.findings).length > 0 && (
+            <section aria-label={s.findings} className="varve-stack">
+              <Content component="h2">{s.findings}</Content>
+              <Facts items={Object.entries(b.findings).map(([k, v]) => [k.charAt(0).toUpperCase() + k.slice(1), v])} />
+            </section>
+          )}
+          </>
         )}
       </Loaded>
       {result && (

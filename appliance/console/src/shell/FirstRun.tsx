@@ -76,7 +76,7 @@ export default function FirstRun() {
     done: (
       <>
         <Content component="p"><CheckCircleIcon /> {s.doneLead} {s.doneBody}</Content>
-        <Button onClick={finish}>{s.toOverview}</Button>
+        <div><Button onClick={finish}>{s.toOverview}</Button></div>
       </>
     ),
   };

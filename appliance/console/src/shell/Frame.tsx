@@ -79,12 +79,12 @@ function Head({ search, onTasks, drawer, onKeys }: { search: React.RefObject<HTM
   const brand = brandings.data?.items.find((b) => b.default);
   const theme = useTheme();
   return (
-    <Masthead>
+    <Masthead display={{ default: 'inline' }}>
       <MastheadMain>
         <MastheadToggle><PageToggleButton aria-label={t.nav}><BarsIcon /></PageToggleButton></MastheadToggle>
         <MastheadBrand>
-          <MastheadLogo component={(props: object) => <Link {...props} to="/" />}>
-            <span className="varve-brand"><img src={brand?.logo ? `data:image/png;base64,${brand.logo}` : '/favicon.svg'} alt="" />{brand?.product ?? t.product}</span>
+          <MastheadLogo component={(props: object) => <Link {...props} to="/" aria-label={brand?.product ?? t.product} />}>
+            <span className="varve-brand"><img src={brand?.logo ? `data:image/png;base64,${brand.logo}` : '/favicon.svg'} alt="" /><span className="varve-name">{brand?.product ?? t.product}</span></span>
           </MastheadLogo>
         </MastheadBrand>
       </MastheadMain>
@@ -140,7 +140,7 @@ interface MenuItem {
 function Menu({ label, icon, text, items }: { label: string; icon: React.ReactNode; text?: string | undefined; items: MenuItem[] }) {
   const [open, setOpen] = useState(false);
   return (
-    <Dropdown isOpen={open} onOpenChange={setOpen} onSelect={() => setOpen(false)} popperProps={{ position: 'end' }}
+    <Dropdown isOpen={open} onOpenChange={setOpen} onSelect={() => setOpen(false)} popperProps={{ position: 'end' }} shouldFocusFirstItemOnOpen shouldFocusToggleOnSelect
       toggle={(ref: React.Ref<MenuToggleElement>) => (
         <MenuToggle ref={ref} variant={text ? 'plainText' : 'plain'} onClick={() => setOpen(!open)} isExpanded={open} aria-label={label} title={label} icon={icon}>
           {text && <span className="varve-user">{text}</span>}

@@ -30,5 +30,9 @@ export function useTheme(): Theme {
 
 /** Whether what is drawn now is dark: for canvases, which do not follow style sheets. */
 export function useDark(): boolean {
-  return useSyncExternalStore((f) => (listeners.add(f), () => listeners.delete(f)), () => document.documentElement.classList.contains('pf-v6-theme-dark'));
+  return useSyncExternalStore((changed) => {
+    const watch = new MutationObserver(changed);
+    watch.observe(document.documentElement, { attributeFilter: ['class'] });
+    return () => watch.disconnect();
+  }, () => document.documentElement.classList.contains('pf-v6-theme-dark'));
 }

@@ -1,10 +1,10 @@
 // Overview, charts, mounting, first run, account, about.
 export const operate = {
   overview: {
-    title: 'Overview', health: 'Health', allGood: (n: number) => `All ${n} checks passed`, checkedAt: 'checked', showAll: 'Show all checks', hideAll: 'Show problems only', evidence: 'What was seen', remedy: 'What to do', since: 'since', unreachable: (n: string) => `No word from ${n}: what is shown of it is what was known last.`,
+    title: 'Overview', health: 'Health', allGood: (n: number) => `All ${n} checks passed`, checkedAt: 'checked', showAll: 'Show all checks', hideAll: 'Show problems only', evidence: 'What was seen', remedy: 'What to do', since: 'Since', unreachable: (n: string) => `No word from ${n}: what is shown of it is what was known last.`,
     capacity: 'Capacity', used: 'Stored', free: 'Free', provisioned: 'Promised to vDisks', full: 'Full on', never: 'Full: not in sight', protection: 'Acknowledged and not on a backend yet', protectionNone: 'Everything that was acknowledged is on a backend.', protectionHelp: 'It is on the log disk of its node alone. With that disk it would be lost.',
     oldest: 'oldest', performance: 'Performance of this node', next: 'Next', nextVDisk: 'Create the first vDisk', nextMount: 'Mount a vPool on a host', vpools: 'vPools', vdisks: 'vDisks', nodes: 'Nodes', nodesOf: (a: number, b: number) => `${a} of ${b} reachable`, leader: 'Leader', log: 'Write log', logFull: (p: number) => `${p} % full`, tasks: 'Running tasks', unlogged: 'not durable until a flush',
-    unknownValue: 'no answer of its node', node: 'Node', since2: 'since', check: 'Check', where: 'Where', state: 'State', uncleared: 'problems', services: 'Services', connections: (n: number) => `${n} connections`,
+    unknownValue: 'no answer of its node', node: 'Node', since2: 'since', check: 'Check', where: 'Where', state: 'State', uncleared: (bad: number, all: number) => `${bad} of ${all} checks ${bad === 1 ? 'needs' : 'need'} attention`, services: 'Services', connections: (n: number) => `${n} connections`,
   },
   chart: {
     title: 'Performance', range: 'Range', ranges: { 3600: '1 hour', 86400: '24 hours', 604800: '7 days', 2592000: '30 days' } as Record<string, string>, iops: 'Operations a second', rate: 'Throughput', latency: 'Latency', capacity: 'Stored', pending: 'Waiting for the backend', table: 'View as table', chart: 'View as chart',

@@ -42,7 +42,7 @@ export const shell = {
   problem: { request: 'Request', copy: 'Copy diagnostics', held: 'In the way' },
   made: { title: 'API and CLI', reads: 'This page reads', does: 'It can do', last: 'What was just done', none: 'Nothing was changed from here yet.' },
   table: {
-    filter: 'Filter by name', columns: 'Columns', csv: 'Export CSV', csvBusy: 'Exporting', selected: (n: number) => `${n} selected`, actions: 'Actions', none: 'Nothing matches the filter',
+    filter: 'Filter by name', columns: 'Columns', csv: 'Export CSV', csvBusy: 'Exporting', selected: (n: number) => `${n} selected`, actions: 'Actions', rowActions: 'Actions of this row', none: 'Nothing matches the filter',
     noneBody: 'No row fits what the filter asks for.', clear: 'Clear the filter', selectAll: 'Select all rows of this page', select: 'Select', showing: (a: number, b: number, all: string) => `${a} to ${b} of ${all}`,
     any: (what: string) => `${what}: any`, refresh: 'Rows of the page',
   },

@@ -119,6 +119,14 @@ function Figures({ history, series, title }: { history: History; series: Series[
 const lines = { light: ['#0066cc', '#b35c00', '#3d7317', '#8b43ab'], dark: ['#73bcf7', '#f0ab00', '#8bc158', '#d2a6e8'] };
 const height = 180;
 
+const clock = new Intl.DateTimeFormat('en-GB', { hour: '2-digit', minute: '2-digit' });
+const day = new Intl.DateTimeFormat('en-GB', { day: 'numeric', month: 'short' });
+/** Times of day within a day, days beyond; midnight says which day it is. */
+function axisTime(seconds: number, step: number): string {
+  const at = new Date(seconds * 1000);
+  return step >= 86400 || (at.getHours() === 0 && at.getMinutes() === 0) ? day.format(at) : clock.format(at);
+}
+
 function Plot({ history, series, label }: { history: History; series: Series[]; label: string }) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot>(undefined);
@@ -140,8 +148,8 @@ function Plot({ history, series, label }: { history: History; series: Series[]; 
     const u = new uPlot({
       width: Math.max(at.clientWidth, 100), height, cursor: { sync: { key: 'varve' }, drag: { x: false, y: false } }, legend: { show: series.length > 1 },
       scales: { y: { range: (_u, _min, max) => [0, max > 0 ? max * 1.1 : 1] } },
-      axes: [{ stroke: colour, grid, ticks: grid, font: '12px sans-serif' }, { stroke: colour, grid, ticks: grid, size: 76, font: '12px sans-serif', values: (_u, v) => v.map((x) => f(x)) }],
-      series: [{}, ...series.map((x, i) => ({ label: s.metrics[x.metric] ?? x.metric, stroke: lines[dark ? 'dark' : 'light'][i % 4]!, width: 1.5, ...(i % 2 ? { dash: [6, 3] } : {}),
+      axes: [{ stroke: colour, grid, ticks: grid, font: '12px sans-serif', space: 64, values: (_u, at, _i, _s, step) => at.map((x) => axisTime(x, step)) }, { stroke: colour, grid, ticks: grid, size: 76, font: '12px sans-serif', values: (_u, v) => v.map((x) => f(x)) }],
+      series: [{ label: s.time, value: (_u: uPlot, v: number | null) => (v === null ? '–' : time(new Date(v * 1000))) }, ...series.map((x, i) => ({ label: s.metrics[x.metric] ?? x.metric, stroke: lines[dark ? 'dark' : 'light'][i % 4]!, width: 1.5, ...(i % 2 ? { dash: [6, 3] } : {}),
         value: (_u: uPlot, v: number | null) => (v === null ? '–' : f(v)) }))],
     }, latest.current, at);
     plot.current = u;

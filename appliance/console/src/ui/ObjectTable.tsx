@@ -6,7 +6,7 @@ import {
 } from '@patternfly/react-core';
 import type { MenuToggleElement } from '@patternfly/react-core';
 import { ColumnsIcon, DownloadIcon, SearchIcon } from '@patternfly/react-icons';
-import { ActionsColumn, Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
+import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
 import { useEffect, useMemo, useRef, useState } from 'react';
 import type { ComponentType, ReactNode } from 'react';
 import { useSearchParams } from 'react-router';
@@ -14,6 +14,7 @@ import { call } from '../api/call';
 import type { Answer, Args, ItemOf, Op } from '../api/call';
 import { useCall } from '../api/query';
 import { t } from '../strings';
+import { ActionMenu } from './ActionMenu';
 import { csvCell } from './format';
 import { ProblemAlert } from './Problem';
 import { useToast } from './toast';
@@ -29,6 +30,8 @@ export interface Column<T> {
   /** Not shown until it is chosen. */
   hidden?: boolean;
   right?: boolean;
+  /** Short words: not broken over lines. */
+  whole?: boolean;
 }
 
 export interface Facet {
@@ -75,6 +78,9 @@ interface Props<O extends Op, T> {
 
 const pageSizes = [20, 50, 100];
 const csvRowsMax = 50_000;
+
+/** An empty value is a dash, or on a narrow page a name would stand there alone. */
+const shown = (v: ReactNode) => (v === '' || v === undefined || v === null ? '–' : v);
 
 const quote = (s: string) => `"${s.replaceAll('\\', '\\\\').replaceAll('"', '\\"')}"`;
 
@@ -191,7 +197,7 @@ export function ObjectTable<O extends Op, T = ItemOf<O>>(props: Props<O, T>) {
 
   return (
     <>
-      <Toolbar id={`${id}-toolbar`} clearAllFilters={() => set({ q: '', ...Object.fromEntries(facets.map((f) => [`f.${f.key}`, ''])) })}>
+      <Toolbar id={`${id}-toolbar`} className="varve-tools" clearAllFilters={() => set({ q: '', ...Object.fromEntries(facets.map((f) => [`f.${f.key}`, ''])) })}>
         <ToolbarContent>
           {search && (
             <ToolbarItem>
@@ -264,12 +270,10 @@ export function ObjectTable<O extends Op, T = ItemOf<O>>(props: Props<O, T>) {
                   {bulk.length > 0 && (
                     <Td select={{ rowIndex: i, isSelected: selected.has(rowKey(row)), onSelect: (_, on) => toggle(row, on) }} />
                   )}
-                  {visible.map((c) => <Td key={c.key} dataLabel={c.title} className={c.right ? 'varve-right' : ''} modifier="breakWord">{c.cell(row)}</Td>)}
+                  {visible.map((c) => <Td key={c.key} dataLabel={c.title} className={c.right ? 'varve-right' : c.whole ? 'varve-whole' : 'varve-text'}>{shown(c.cell(row))}</Td>)}
                   {props.actions && (
                     <Td isActionCell>
-                      {acts.length > 0 && <ActionsColumn items={acts.flatMap((a) => [
-                        ...(a.separated ? [{ isSeparator: true }] : []),
-                        { title: a.title, onClick: () => a.onClick(row), isDisabled: a.disabled ?? false, isDanger: a.danger ?? false }])} />}
+                      {acts.length > 0 && <ActionMenu label={t.table.rowActions} actions={acts.map((a) => ({ ...a, onClick: () => a.onClick(row) }))} />}
                     </Td>
                   )}
                 </Tr>

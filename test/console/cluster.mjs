@@ -1,0 +1,66 @@
+// Three nodes in a browser: one goes away and comes back, then the leader; console_test.go says how it is run.
+import { end, expecting, must, open, password, print, show, step, wait } from './browser.mjs';
+
+const { VARVE_URLS: list, VARVE_NFS: nfsList, VARVE_CODE: code, VARVE_SHOTS: shots } = process.env;
+const urls = list.split(' ');
+const nfs = nfsList.split(' ');
+const page = await open(urls);
+const row = (i) => page.getByRole('row').filter({ hasText: nfs[i] });
+const state = (i, word) => row(i).getByText(word, { exact: true });
+const goal = 10_000;
+
+async function signIn(url) {
+  await page.goto(`${url}/nodes`);
+  await page.locator('[name="name"]').fill('admin');
+  await page.locator('[name="password"]').fill(password);
+  await page.getByRole('button', { name: 'Sign in', exact: true }).click();
+  await page.getByRole('heading', { name: 'Storage routers', level: 1 }).waitFor();
+}
+
+await step('three nodes are online', page, async () => {
+  await page.goto(urls[0]);
+  await page.locator('[name="code"]').fill(code);
+  await page.locator('[name="password"]').fill(password);
+  await page.locator('[name="again"]').fill(password);
+  await page.getByRole('button', { name: 'Create the administrator' }).click();
+  await page.getByRole('heading', { name: 'This appliance', exact: true }).waitFor();
+  await page.goto(`${urls[0]}/nodes`);
+  for (const i of [0, 1, 2]) await state(i, 'Online').waitFor({ timeout: 2 * wait });
+});
+
+const lost = async (i, what) => {
+  const at = Date.now();
+  print({ do: 'kill', node: i });
+  await state(i, 'Unreachable').waitFor({ timeout: 2 * wait });
+  const took = Date.now() - at;
+  show(`${what} is killed: seen after ${(took / 1000).toFixed(1)} s (goal ${goal / 1000})`);
+  must(took < 4 * goal, 'that is four times as long as it may take');
+};
+const back = async (i) => {
+  print({ do: 'start', node: i });
+  await state(i, 'Online').waitFor({ timeout: 3 * wait });
+};
+
+await step('a node is lost, seen, and back', page, () => expecting((text) => /50[0-9]/.test(text), async () => {
+  const name = await row(2).getByRole('link').innerText();
+  await lost(2, 'a node of three');
+  for (const theme of ['light', 'dark']) {
+    await page.evaluate((dark) => document.documentElement.classList.toggle('pf-v6-theme-dark', dark), theme === 'dark');
+    await page.screenshot({ path: `${shots}/lost-nodes-${theme}-1280.png` });
+  }
+  await page.getByRole('link', { name: 'Overview', exact: true }).click();
+  await page.getByText(`No word from ${name}`).first().waitFor({ timeout: 2 * wait });
+  await page.getByText(/of 3 voters are left/).first().waitFor();
+  await page.screenshot({ path: `${shots}/lost-overview-dark-1280.png`, fullPage: true });
+  await page.goto(`${urls[0]}/nodes`);
+  await state(2, 'Unreachable').waitFor(); // what was known last of it is shown still
+  await back(2);
+}));
+await step('the leader is lost, seen from another node', page, () => expecting(() => true, async () => {
+  await signIn(urls[1]);
+  for (const i of [0, 1, 2]) await state(i, 'Online').waitFor({ timeout: 2 * wait });
+  await lost(0, 'the leader of three');
+  await page.getByRole('row').filter({ hasText: 'Leader' }).first().waitFor({ timeout: 2 * wait }); // another one leads
+  await back(0);
+}));
+await end();
