@@ -101,6 +101,9 @@ var layers = []layer{
 		{"make", "--no-print-directory", "console-check"},
 		{"go", "test", "-tags", "e2e", "-count=1", "-timeout", "9m", "./test/console"},
 	}},
+	{name: "console-hour", what: "a browser that follows a busy cluster for an hour does not grow", limit: 80 * time.Minute, optional: true, commands: [][]string{
+		{"env", "VARVE_CONSOLE_SOAK=1h", "go", "test", "-tags", "e2e", "-count=1", "-timeout", "75m", "-run", "^TestConsole$", "./test/console"},
+	}},
 	{name: "guest", what: "a Linux guest's nbd-client and NFSv3 mounts", limit: 7 * time.Minute,
 		commands: [][]string{e2e("6m", "Guest")}},
 	{name: "vm", what: "a VM boots from our disk over NBD and over an NFS mount, is killed, boots again", limit: 7 * time.Minute,
