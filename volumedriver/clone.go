@@ -1,6 +1,7 @@
 package volumedriver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,7 +79,11 @@ func (v *Volume) writer(seq uint64) ownerSpan {
 // Clone makes a volume that begins as a snapshot of another one, without copying anything. It waits until the snapshot is on
 // the backend. The size and vPool in the Spec are ignored: they are those of the parent.
 func (d *Driver) Clone(ctx context.Context, parent, snapshot uuid.UUID, s Spec) (*Volume, error) {
-	p, err := d.Volume(ctx, parent)
+	of, err := d.Volume(ctx, parent)
+	if err != nil {
+		return nil, fmt.Errorf("clone: %w", err)
+	}
+	p, err := d.holder(ctx, parent, snapshot)
 	if err != nil {
 		return nil, fmt.Errorf("clone: %w", err)
 	}
@@ -91,7 +96,7 @@ func (d *Driver) Clone(ctx context.Context, parent, snapshot uuid.UUID, s Spec) 
 	p.storing.Unlock()
 	for i := range epochs {
 		if epochs[i].Volume == uuid.Nil {
-			epochs[i].Volume = parent
+			epochs[i].Volume = p.id
 		}
 	}
 	epochs = slices.DeleteFunc(epochs, func(e epochSpan) bool { return e.From >= base })
@@ -102,20 +107,26 @@ func (d *Driver) Clone(ctx context.Context, parent, snapshot uuid.UUID, s Spec) 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if v := d.volumes[s.ID]; v != nil {
-		return v, v.cloneOf(parent, snapshot)
+		return v, v.cloneOf(p.id, snapshot)
 	}
 	_, doomed := d.doomed[s.ID]
 	if _, closed := d.roots[s.ID]; closed || doomed || d.closed {
 		return nil, fmt.Errorf("clone to volume %s: it exists, or is being deleted: %w", s.ID, blockio.ErrClosed)
 	}
 	sn, err := p.findSnapshot(snapshot) // it may have been deleted meanwhile; from here on it cannot be
+	if err == nil && d.owned.owner(p.id, snapshot) == uuid.Nil || of.husk.Load() {
+		err = fmt.Errorf("snapshot %s of volume %s: %w", snapshot, parent, ErrUnknownSnapshot)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("clone: %w", err)
 	}
-	now, options := d.now().UnixNano(), p.root.Options
+	of.mu.RLock()
+	options := of.root.Options
+	of.mu.RUnlock()
+	now := d.now().UnixNano()
 	options.Rewind = 0
 	r := root{ID: s.ID, Pool: p.root.Pool, Epochs: append(epochs, epochSpan{From: base, Epoch: s.Epoch}), Size: sn.Size, ModTime: sn.ModTime,
-		NextSCO: base, UsedBlocks: sn.UsedBlocks, Keys: keys, Options: options, Parent: &parentRef{Volume: parent, Snapshot: snapshot, Seq: sn.Seq, Base: base},
+		NextSCO: base, UsedBlocks: sn.UsedBlocks, Keys: keys, Options: options, Parent: &parentRef{Volume: p.id, Snapshot: snapshot, Seq: sn.Seq, Base: base},
 		Name: rootObject{N: 1, PoolName: s.PoolName, Path: s.Path, Kind: s.Kind, Created: now}}
 	_, err = d.maps.Fork(sn.Handle, sn.Gen, func(h blockmap.Handle) []blockmap.KV {
 		r.Handle, r.Branches = h, []branch{{Handle: h, Parent: sn.Handle, Gen: sn.Gen}}
@@ -145,12 +156,13 @@ func (v *Volume) cloneOf(parent, snapshot uuid.UUID) error {
 
 // Parent says of which volume and snapshot this one is a clone.
 func (v *Volume) Parent() (volume, snapshot uuid.UUID, ok bool) {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	if v.root.Parent == nil {
+	v.d.mu.RLock()
+	defer v.d.mu.RUnlock()
+	o, ok := v.d.originLocked(v.id)
+	if !ok {
 		return uuid.Nil, uuid.Nil, false
 	}
-	return v.root.Parent.Volume, v.root.Parent.Snapshot, true
+	return v.d.owned.owner(o.holder, o.snapshot), o.snapshot, true
 }
 
 // SetTemplate makes the volume refuse writes, or take them again. It is durable when it returns.
@@ -178,7 +190,14 @@ func (v *Volume) Template() bool {
 // meanwhile. When it fails, either nothing has changed but that saveAs may exist, or ctx has ended after the point of no
 // return: then the rollback goes on by itself and the volume serves nothing until it is done.
 func (v *Volume) Rollback(ctx context.Context, id uuid.UUID, saveAs SnapshotSpec) error {
-	target, err := v.frozenSnapshot(ctx, id)
+	h, err := v.d.holder(ctx, v.id, id)
+	if err == nil && h != v {
+		err = fmt.Errorf("a promotion has taken snapshot %s over from another volume: clone it instead: %w", id, ErrInUse)
+	}
+	var target *snapshot
+	if err == nil {
+		target, err = v.frozenSnapshot(ctx, id)
+	}
 	if err != nil {
 		return fmt.Errorf("roll back volume %s: %w", v.id, err)
 	}
@@ -221,8 +240,8 @@ func (v *Volume) rollback(ctx context.Context, target *snapshot, saveAs Snapshot
 	}
 	v.snapping.Lock()
 	defer v.snapping.Unlock()
-	if _, err := v.findSnapshot(target.ID); err != nil {
-		return open(err)
+	if _, err := v.findSnapshot(target.ID); err != nil || !v.owns(target.ID) {
+		return open(cmp.Or(err, ErrUnknownSnapshot))
 	}
 	w := newWaiter()
 	v.order.Lock()
@@ -326,7 +345,7 @@ type SnapshotReader struct {
 // OpenSnapshot gives access to what a snapshot holds. It waits until the snapshot is on the backend. The snapshot may be
 // deleted meanwhile; what it holds is given back when the last reader is closed.
 func (d *Driver) OpenSnapshot(ctx context.Context, volume, id uuid.UUID) (*SnapshotReader, error) {
-	v, err := d.Volume(ctx, volume)
+	v, err := d.holder(ctx, volume, id)
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot: %w", err)
 	}
@@ -451,20 +470,24 @@ func (v *Volume) Changed(ctx context.Context, since uuid.UUID, off, n int64, lim
 	if err := checkRange(off, n, v.Size(), false); err != nil {
 		return nil, err
 	}
-	s, err := v.frozenSnapshot(ctx, since)
+	h, err := v.d.holder(ctx, v.id, since)
+	if err != nil {
+		return nil, err
+	}
+	s, err := h.frozenSnapshot(ctx, since)
 	if err != nil {
 		return nil, err
 	}
 	lba, end := uint64(off)/blockSize, uint64(roundUp(off+n))/blockSize
 	v.mu.RLock()
 	changed := v.index.rangesIn(lba, end)
-	h := v.handle()
+	head := v.handle()
 	v.mu.RUnlock()
-	gen, err := v.d.maps.Generation(h)
+	gen, err := v.d.maps.Generation(head)
 	if err != nil {
 		return nil, err
 	}
-	err = v.d.maps.Diff(blockmap.At{Handle: s.Handle, Gen: s.Gen}, blockmap.At{Handle: h, Gen: gen}, lba, end,
+	err = v.d.maps.Diff(blockmap.At{Handle: s.Handle, Gen: s.Gen}, blockmap.At{Handle: head, Gen: gen}, lba, end,
 		func(lba, n uint64, _, _ blockmap.Ref) error {
 			changed = append(changed, zeroRange{from: lba, to: lba + n})
 			return ctx.Err()

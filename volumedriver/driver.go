@@ -142,8 +142,12 @@ type Driver struct {
 
 	keyrings keyrings
 	gates    poolGates
-	children map[uuid.UUID]int // clones of a snapshot; guarded by mu
+	children map[uuid.UUID]int // volumes whose map hangs on a snapshot; guarded by mu
+	owned    ownerships        // guarded by mu
 	owners   owners
+
+	promoting sync.Mutex // one promotion, or decision that a volume becomes a husk, at a time; before Volume.snapping
+	sweeping  sync.Mutex // one sweep at a time
 }
 
 // Open recovers the node's volumes from the log and the map. It needs no backend, and starts nothing but what the log needs.
@@ -186,7 +190,7 @@ func Open(cfg Config) (*Driver, error) {
 		v.applyLimits()
 		d.destager.add(v)
 	}
-	if err := d.settleSnapshots(); err != nil {
+	if err := errors.Join(d.openHolders(context.Background()), d.settleSnapshots()); err != nil {
 		return nil, errors.Join(err, wal.Close(), d.floor.close(), maps.Close())
 	}
 	return d, nil
@@ -206,6 +210,9 @@ func (d *Driver) loadRoots() error {
 	})
 	if err != nil {
 		return fmt.Errorf("load volume roots: %w", err)
+	}
+	if err := d.loadOwners(); err != nil {
+		return err
 	}
 	return d.maps.Scan([]byte(doomPrefix), func(key, value []byte) error {
 		id, err1 := uuid.Parse(strings.TrimPrefix(string(key), doomPrefix))
@@ -370,6 +377,9 @@ func (d *Driver) Create(ctx context.Context, s Spec) (*Volume, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if v := d.volumes[s.ID]; v != nil {
+		if v.husk.Load() {
+			return nil, fmt.Errorf("create volume %s: being deleted: %w", s.ID, blockio.ErrClosed)
+		}
 		return v, nil
 	}
 	if _, ok := d.doomed[s.ID]; ok {
@@ -414,7 +424,16 @@ func (v *Volume) activate(epoch uint64) error {
 }
 
 // Volume opens a volume of this node.
-func (d *Driver) Volume(_ context.Context, id uuid.UUID) (*Volume, error) {
+func (d *Driver) Volume(ctx context.Context, id uuid.UUID) (*Volume, error) {
+	v, err := d.volume(ctx, id)
+	if err == nil && v.husk.Load() {
+		return nil, fmt.Errorf("volume %s: %w", id, ErrUnknownVolume)
+	}
+	return v, err
+}
+
+// volume opens a volume, also one that is deleted and holds snapshots for others.
+func (d *Driver) volume(_ context.Context, id uuid.UUID) (*Volume, error) {
 	d.mu.RLock()
 	v := d.volumes[id]
 	d.mu.RUnlock()
@@ -465,7 +484,7 @@ func (d *Driver) Stat(id uuid.UUID) (Info, bool) {
 	}
 	d.mu.RUnlock()
 	if v != nil {
-		return v.Info(), true
+		return v.Info(), !v.husk.Load()
 	}
 	return Info{Size: r.Size, ModTime: time.Unix(0, r.ModTime), Used: min(r.UsedBlocks*blockSize, roundUp(r.Size)), Accepted: r.Backed,
 		Logged: r.Backed, Durable: r.Backed, Backed: r.Backed, Epoch: r.epoch(), Template: r.Template}, ok
@@ -513,9 +532,21 @@ func (d *Driver) rootChanged(v *Volume) {
 }
 
 // Delete ends a volume with its snapshots and frees its log, map and backend objects; ErrInUse while one of its snapshots has
-// clones. When it fails otherwise, the volume is gone for readers and writers all the same, and Delete can be called again;
+// clones. What snapshots of other volumes need stays with a husk (promote.go). When it fails otherwise, the volume is gone for readers and writers all the same, and Delete can be called again;
 // nil if there is no such volume any more.
 func (d *Driver) Delete(ctx context.Context, id uuid.UUID) error {
+	husk, err := d.leaveHusk(ctx, id)
+	if err == nil && !husk {
+		err = d.deleteNow(ctx, id)
+	}
+	if err != nil {
+		return err
+	}
+	return d.sweep(ctx)
+}
+
+// deleteNow deletes a volume that holds nothing for others.
+func (d *Driver) deleteNow(ctx context.Context, id uuid.UUID) error {
 	gone, ok, err := d.doom(ctx, id)
 	if err != nil || !ok {
 		return err
@@ -552,7 +583,7 @@ func (d *Driver) Delete(ctx context.Context, id uuid.UUID) error {
 		if err := d.maps.Scan(prefix, func(key, _ []byte) error {
 			keys = append(keys, slices.Clone(key))
 			if id, ok := bytes.CutPrefix(key, snapshotsKey(id)); ok {
-				keys = append(keys, append([]byte(tracePrefix), id...))
+				keys = append(keys, append([]byte(tracePrefix), id...), append([]byte(ownerPrefix), id...))
 			}
 			return nil
 		}); err != nil {
@@ -582,7 +613,7 @@ func (d *Driver) doom(ctx context.Context, id uuid.UUID) (gone doomed, ok bool, 
 	if ok {
 		return gone, true, nil
 	}
-	v, err := d.Volume(ctx, id)
+	v, err := d.volume(ctx, id)
 	if errors.Is(err, ErrUnknownVolume) {
 		return doomed{}, false, nil
 	}
@@ -590,7 +621,8 @@ func (d *Driver) doom(ctx context.Context, id uuid.UUID) (gone doomed, ok bool, 
 		return doomed{}, false, err
 	}
 	v.snapping.Lock() // for ever, if it succeeds: no more snapshots
-	if err := v.refuseParent(); err != nil {
+	holders, err := v.refuseParent()
+	if err != nil {
 		v.snapping.Unlock()
 		return doomed{}, false, err
 	}
@@ -607,6 +639,7 @@ func (d *Driver) doom(ctx context.Context, id uuid.UUID) (gone doomed, ok bool, 
 	d.destager.drop(v)
 	v.rooting.Lock() // for ever: no more root objects
 	if err := v.waitJobs(ctx); err != nil {
+		v.rooting.Unlock() // it is tried again; a volume that has failed puts none
 		return doomed{}, false, err
 	}
 	v.storing.Lock()
@@ -619,12 +652,13 @@ func (d *Driver) doom(ctx context.Context, id uuid.UUID) (gone doomed, ok bool, 
 	if err != nil {
 		return doomed{}, false, err
 	}
-	if err := d.maps.Update([]blockmap.KV{{Key: doomKey(id), Value: note}}, [][]byte{rootKey(id)}); err != nil {
+	if err := d.maps.Update(append(d.nobodys(), blockmap.KV{Key: doomKey(id), Value: note}), [][]byte{rootKey(id)}); err != nil {
 		return doomed{}, false, err
 	}
 	d.checkpointer.drop(v)
 	d.mu.Lock()
 	delete(d.volumes, id)
+	delete(d.owned.husks, id)
 	d.doomed[id] = gone
 	if p := v.stored.Parent; p != nil {
 		if d.children[p.Snapshot]--; d.children[p.Snapshot] == 0 {
@@ -635,22 +669,35 @@ func (d *Driver) doom(ctx context.Context, id uuid.UUID) (gone doomed, ok bool, 
 	d.wal.Forget(id)
 	d.objects.forget(v)
 	d.keyrings.forget(id)
+	for _, h := range holders {
+		d.rootChanged(h)
+	}
 	return gone, true, nil
 }
 
-// refuseParent is nil if no clone hangs on a snapshot of the volume; then none will any more. snapping is held.
-func (v *Volume) refuseParent() error {
+// refuseParent fails if a clone hangs on a snapshot of the volume; else none will any more, and what it owns at other volumes is nobody's
+// in memory; holders have that. snapping is held.
+func (v *Volume) refuseParent() (holders []*Volume, err error) {
 	v.d.mu.Lock()
 	defer v.d.mu.Unlock()
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	for _, s := range v.snaps {
+	v.mu.RLock()
+	snaps := slices.Clone(v.snaps)
+	v.mu.RUnlock()
+	for _, s := range snaps {
 		if n := v.d.children[s.ID]; n > 0 {
-			return fmt.Errorf("delete volume %s: its snapshot %s has %d clones: %w", v.id, s.Name, n, ErrInUse)
+			return nil, fmt.Errorf("delete volume %s: its snapshot %s has %d clones: %w", v.id, s.Name, n, ErrInUse)
 		}
 	}
+	if holders, err = v.d.disownLocked(v.id); err != nil {
+		return nil, err
+	}
+	for _, s := range snaps {
+		v.d.owned.remove(s.ID)
+	}
+	v.mu.Lock()
 	v.snaps = nil
-	return nil
+	v.mu.Unlock()
+	return holders, nil
 }
 
 // waitJobs waits until no SCO of the volume is under way.

@@ -225,6 +225,51 @@ var afterRewind = []smallOp{
 	{"rollback to it", func(ctx context.Context, x *small, v *Volume) error { return v.Rollback(ctx, snapRewound, x.spec()) }, true},
 }
 
+// deleteTaken deletes what the clone got by its promotion.
+var deleteTaken = smallOp{"delete what it took over", func(ctx context.Context, x *small, _ *Volume) error {
+	c, err := x.d.Volume(ctx, cloneID)
+	if err == nil {
+		err = c.DeleteSnapshot(ctx, snapFirst)
+	}
+	if errors.Is(err, ErrUnknownVolume) {
+		return nil
+	}
+	return err
+}, false}
+
+// promoteOp promotes the clone; goneOp deletes what it was cloned from.
+var promoteOp, goneOp = smallOp{"promote", func(ctx context.Context, x *small, _ *Volume) error {
+	c, err := x.d.Volume(ctx, cloneID)
+	if err == nil {
+		_, err = x.d.Promote(ctx, c, snapFirst)
+	}
+	return err
+}, false}, smallOp{"delete the old parent", func(ctx context.Context, x *small, _ *Volume) error { return x.d.Delete(ctx, testVolume) }, false}
+
+// smallCloned is smallBase with a clone of the first snapshot, promoted or not.
+func smallCloned(promote, gone bool) (*vfs.Mem, error) {
+	ctx := context.Background()
+	mem, err := smallBase()
+	if err != nil {
+		return nil, err
+	}
+	x, err := openSmall(mem, true)
+	if err != nil {
+		return nil, err
+	}
+	_, err = x.d.Clone(ctx, testVolume, snapFirst, Spec{ID: cloneID, Pool: testPool, Epoch: 1, PoolName: "default", Path: "clone.raw", Kind: "disk"})
+	if err == nil && promote {
+		err = promoteOp.do(ctx, x, nil)
+	}
+	if err == nil && gone {
+		err = goneOp.do(ctx, x, nil)
+	}
+	if err == nil {
+		err = x.d.Drain(ctx)
+	}
+	return mem, errors.Join(err, x.stop())
+}
+
 // smallEpoch is when smallWindow begins, by its clock.
 var smallEpoch = time.Date(2033, 3, 3, 3, 3, 3, 0, time.UTC)
 
@@ -299,6 +344,26 @@ func TestExhaustivePrograms(t *testing.T) {
 	for _, b := range afterRewind {
 		add(window, smallRewind, b)
 	}
+	cloned, err := smallCloned(false, false)
+	must(t, err)
+	promoted, err := smallCloned(true, false)
+	must(t, err)
+	husk, err := smallCloned(true, true)
+	must(t, err)
+	for _, op := range smallOps {
+		if op.name != "clone" && op.name != "delete the clone" && op.name != "flatten" {
+			add(cloned, op, promoteOp)
+			add(cloned, promoteOp, op)
+			add(promoted, op, goneOp)
+		}
+	}
+	add(promoted, goneOp, goneOp)
+	add(husk, deleteTaken, smallOps[slices.IndexFunc(smallOps, func(o smallOp) bool { return o.name == "flatten" })])
+	for _, name := range []string{"write to the clone", "drain", "scrub", "delete the clone"} {
+		op := smallOps[slices.IndexFunc(smallOps, func(o smallOp) bool { return o.name == name })]
+		add(husk, op, deleteTaken)
+		add(husk, deleteTaken, op)
+	}
 	if len(programs) == 0 {
 		t.Skipf("no program is called %s", only) // no failure: whoever plants a bug would take it for the bug found
 	}
@@ -366,7 +431,7 @@ func runSmall(mem *vfs.Mem, program []smallOp, seed int) (int, error) {
 	}
 	x.at(6 * time.Second)
 	v, err := x.d.Volume(ctx, testVolume)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrUnknownVolume) { // a husk
 		return 0, err
 	}
 	var mu sync.Mutex

@@ -28,6 +28,10 @@ func (d *Driver) Flatten(ctx context.Context, v *Volume, progress func(done, tot
 	parent := v.root.Parent
 	v.mu.RUnlock()
 	if parent == nil {
+		if _, _, clone := v.Parent(); clone {
+			return fmt.Errorf("flatten volume %s: a promotion has given its snapshots to another, and both share them: promote it, and flatten that one: %w",
+				v.id, ErrInUse)
+		}
 		return nil
 	}
 	if v.template.Load() {
@@ -51,7 +55,7 @@ func (d *Driver) Flatten(ctx context.Context, v *Volume, progress func(done, tot
 		if err := v.cutLoose(ctx, parent.Base); err != nil {
 			return fmt.Errorf("flatten volume %s: %w", v.id, err)
 		}
-		return nil
+		return d.sweep(ctx)
 	}
 }
 
@@ -208,6 +212,9 @@ func (v *Volume) cutLoose(ctx context.Context, base uint64) error {
 	snaps, branches := len(v.snaps), len(v.root.Branches)
 	parent := v.root.Parent
 	v.mu.RUnlock()
+	v.d.mu.RLock()
+	snaps += len(v.d.adoptedLocked(v.id))
+	v.d.mu.RUnlock()
 	if parent == nil {
 		return nil
 	}

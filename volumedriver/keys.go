@@ -41,6 +41,7 @@ type volumeOptions struct {
 	Codec  string        `json:"codec,omitempty"`
 	Limits *qos.Limits   `json:"limits,omitempty"`
 	Rewind time.Duration `json:"rewind_ns,omitempty"` // the window; 0: none
+	Husk   bool          `json:"husk,omitempty"`      // the volume is deleted; it holds snapshots for others
 }
 
 // keyrings holds the unwrapped keys of volumes.
@@ -303,7 +304,7 @@ func (d *Driver) RewrapKeys(ctx context.Context, pool uuid.UUID) error {
 		if len(r.Keys) == 0 {
 			continue
 		}
-		v, err := d.Volume(ctx, r.ID)
+		v, err := d.volume(ctx, r.ID)
 		if errors.Is(err, ErrUnknownVolume) {
 			continue
 		}

@@ -1,6 +1,8 @@
 package volumedriver
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -95,7 +97,8 @@ type moment struct {
 }
 
 type kept struct {
-	of     *kin
+	of     *kin      // whose it is
+	holder uuid.UUID // in whose log it stands
 	id     uuid.UUID
 	blocks blocks
 	clones int
@@ -130,6 +133,8 @@ type family struct {
 	what  string
 	seed  uint64
 	count map[string]int
+
+	promoted bool // then rollbacks change whose clones others are
 }
 
 const (
@@ -227,7 +232,7 @@ func pickOf[K comparable, V any](rng *rand.Rand, m map[K]V, less func(a, b V) in
 }
 
 func (f *family) snapshotOf(k *kin) *kept {
-	return pickOf(f.rng, k.snaps, func(a, b *kept) int { return int(a.seq) - int(b.seq) })
+	return pickOf(f.rng, k.snaps, func(a, b *kept) int { return cmp.Or(int(a.seq)-int(b.seq), bytes.Compare(a.id[:], b.id[:])) })
 }
 
 func (f *family) now() time.Time { return time.Now().Add(time.Duration(f.ahead.Load())) }
@@ -288,7 +293,7 @@ func (f *family) rewind(ctx context.Context, k *kin, m moment) {
 	if s.Size != int64(len(m.blocks))*blockSize {
 		f.t.Fatalf("%s: rewound to %d bytes, the volume had %d blocks", f.what, s.Size, len(m.blocks))
 	}
-	kept := &kept{of: k, id: s.ID, blocks: m.blocks, seq: s.Seq}
+	kept := &kept{of: k, holder: k.id, id: s.ID, blocks: m.blocks, seq: s.Seq}
 	k.snaps[s.ID] = kept
 	k.durable()
 	f.readSnapshot(ctx, kept)
@@ -464,6 +469,10 @@ func (f *family) step() {
 		k.parent.clones--
 		k.parent = nil
 		did("flatten")
+	case p < 992:
+		if k.parent != nil {
+			f.promote(ctx, k)
+		}
 	case p < 994:
 		f.group(ctx)
 		did("group snapshot")
@@ -483,7 +492,7 @@ func (f *family) keep(k *kin, s Snapshot) {
 	if s.Size != int64(len(k.now))*blockSize {
 		f.t.Fatalf("%s: snapshot of %d bytes, the volume has %d blocks", f.what, s.Size, len(k.now))
 	}
-	k.snaps[s.ID] = &kept{of: k, id: s.ID, blocks: slices.Clone(k.now), seq: s.Seq}
+	k.snaps[s.ID] = &kept{of: k, holder: k.id, id: s.ID, blocks: slices.Clone(k.now), seq: s.Seq}
 	k.durable()
 }
 
@@ -547,10 +556,77 @@ func (f *family) clone(ctx context.Context, s *kept) {
 	f.kin = append(f.kin, k)
 }
 
+// promote makes k the owner of what it began as. Which snapshots come along the engine says: some of the old owner's, and no one else's.
+func (f *family) promote(ctx context.Context, k *kin) {
+	v, from, old := f.volume(k), k.parent, k.parent.of
+	_, err := f.d.Promote(ctx, v, from.id)
+	if old.template {
+		if !errors.Is(err, blockio.ErrReadOnly) {
+			f.t.Fatalf("%s: promoted over a template: %v", f.what, err)
+		}
+		return
+	}
+	f.must(err)
+	had := len(k.snaps)
+	for _, s := range v.Snapshots() {
+		if moved := old.snaps[s.ID]; moved != nil {
+			moved.of, k.snaps[s.ID] = k, moved
+			delete(old.snaps, s.ID)
+		}
+	}
+	if k.snaps[from.id] == nil || len(k.snaps) == had {
+		f.t.Fatalf("%s: the promoted volume does not own what it began as", f.what)
+	}
+	f.promoted = true
+	f.lineage()
+	if _, err := f.d.Promote(ctx, v, from.id); err != nil { // the same once more
+		f.must(err)
+	}
+	f.checkAll()
+	f.count["promote"]++
+}
+
+// lineage notes who is a clone of what, as the engine says, after what changes that for others than the volume at hand. Nobody is a clone
+// of itself, over however many.
+func (f *family) lineage() {
+	if !f.promoted {
+		return
+	}
+	all := make(map[uuid.UUID]*kept)
+	for _, k := range f.kin {
+		for id, s := range k.snaps {
+			s.clones, all[id] = 0, s
+		}
+	}
+	for _, k := range f.kin {
+		k.parent = nil
+		if of, id, ok := f.volume(k).Parent(); ok {
+			if k.parent = all[id]; k.parent == nil || k.parent.of.id != of || of == k.id {
+				f.t.Fatalf("%s: volume %s is a clone of snapshot %s of volume %s, which is not there", f.what, k.id, id, of)
+			}
+			k.parent.clones++
+		}
+	}
+	for _, k := range f.kin {
+		for up, n := k.parent, 0; up != nil; up, n = up.of.parent, n+1 {
+			if n > len(f.kin) {
+				f.t.Fatalf("%s: volume %s is a clone of itself", f.what, k.id)
+			}
+		}
+	}
+}
+
 func (f *family) rollback(ctx context.Context, k *kin, s *kept) {
 	v := f.volume(k)
 	spec := f.snapSpec()
+	if s.holder != k.id {
+		if err := v.Rollback(ctx, s.id, spec); !errors.Is(err, ErrInUse) {
+			f.t.Fatalf("%s: rolled back to what another volume holds: %v", f.what, err)
+		}
+		return
+	}
 	f.must(v.Rollback(ctx, s.id, spec))
+	defer f.lineage()
 	saved, err := v.findSnapshot(spec.ID)
 	f.must(err)
 	f.keep(k, v.describe(saved))

@@ -54,6 +54,9 @@ func (v *Volume) read(ctx context.Context, p []byte, off int64) error {
 	if err := v.err(); err != nil {
 		return err
 	}
+	if v.husk.Load() {
+		return blockio.ErrClosed
+	}
 	if v.reverting.Load() {
 		if err := v.waitReverted(ctx); err != nil {
 			return err

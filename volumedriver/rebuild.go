@@ -24,9 +24,10 @@ type Rebuilt struct {
 	ModTime time.Time // of that record
 	Objects int       // SCOs that make it up
 	Ignored int       // SCOs beyond a hole, or left over by an owner that was replaced
-	// Snapshots are those that were found again; Parent is of which volume this one is a clone.
-	Snapshots int
-	Parent    uuid.UUID
+	// Snapshots are those that were found again; Parent and ParentSnapshot are of what this one is a clone.
+	Snapshots      int
+	Parent         uuid.UUID
+	ParentSnapshot uuid.UUID
 	// Lost is how many records after LastLog the node had logged when it last wrote its ledger, LostAt when that was; zero
 	// time: there is no ledger, so nobody knows.
 	Lost   uint64
@@ -110,7 +111,103 @@ func (d *Driver) Rebuild(ctx context.Context, pool uuid.UUID) ([]Rebuilt, error)
 		}
 		ids = later
 	}
-	return out, nil
+	if err := b.settleOwners(ctx); err != nil {
+		return out, fmt.Errorf("rebuild: %w", err)
+	}
+	return b.described(out), nil
+}
+
+// settleOwners gives the snapshots to whom the root objects say they belong. Where a volume would have two of one name, since it was
+// told of one in its root object and of the other in its log, the younger is renamed.
+func (b *rebuilding) settleOwners(ctx context.Context) error {
+	d, set := b.d, make(map[uuid.UUID]ownership)
+	var all []adopted
+	for id, v := range b.done {
+		for _, s := range v.snaps {
+			if v.err == nil {
+				all = append(all, adopted{&Volume{id: id}, s})
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b adopted) int {
+		return cmp.Or(cmp.Compare(a.s.Handle, b.s.Handle), cmp.Compare(a.s.Seq, b.s.Seq))
+	})
+	holder := make(map[uuid.UUID]uuid.UUID, len(all))
+	for _, a := range all {
+		holder[a.s.ID] = a.holder.id
+	}
+	for _, o := range b.roots {
+		for _, own := range o.Owns {
+			h, ok := holder[own.Snapshot]
+			if old := set[own.Snapshot]; ok && old.N < own.N {
+				set[own.Snapshot] = ownership{Holder: h, Owner: o.Volume, N: own.N}
+			}
+		}
+	}
+	for _, o := range b.roots {
+		for _, s := range o.Snapshots {
+			if h, ok := holder[s.ID]; ok && s.Nobodys {
+				set[s.ID] = ownership{Holder: h, N: set[s.ID].N + 1}
+			}
+		}
+	}
+	var puts []blockmap.KV
+	type name struct {
+		owner uuid.UUID
+		name  string
+	}
+	names := make(map[name]bool, len(all))
+	for _, a := range all {
+		at := name{a.holder.id, a.s.Name}
+		if o, ok := set[a.s.ID]; ok {
+			at.owner = o.Owner
+			puts = append(puts, o.encode(a.s.ID))
+		}
+		if names[at] && at.owner != uuid.Nil {
+			a.s.Name = fmt.Sprintf("%.200s-found-%d", a.s.Name, a.s.Seq)
+			puts = append(puts, a.s.encode(a.holder.id))
+		}
+		names[at] = true
+	}
+	if err := d.maps.Update(puts, nil); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	for id, v := range b.done {
+		if v.err == nil && v.root.Options.Husk {
+			d.owned.husk(id)
+		}
+	}
+	for id, o := range set {
+		d.owned.set(id, o)
+	}
+	d.mu.Unlock()
+	return d.openHolders(ctx)
+}
+
+// described says of each volume that people know what it is a clone of, and how many snapshots it has.
+func (b *rebuilding) described(all []Rebuilt) []Rebuilt {
+	d := b.d
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	out := all[:0]
+	for _, r := range all {
+		v := b.done[r.ID]
+		if r.Err == nil && v.root.Options.Husk {
+			continue
+		}
+		if o, ok := d.originLocked(r.ID); ok {
+			r.Parent, r.ParentSnapshot = d.owned.owner(o.holder, o.snapshot), o.snapshot
+		}
+		r.Snapshots = len(d.adoptedLocked(r.ID))
+		for id := range v.snaps {
+			if d.owned.owner(r.ID, id) == r.ID {
+				r.Snapshots++
+			}
+		}
+		out = append(out, r)
+	}
+	return out
 }
 
 // eachObject calls fn for every object below prefix.
@@ -255,9 +352,6 @@ func (b *rebuilding) volume(ctx context.Context, o sco.Root, names []string) (Re
 	if err := b.begin(&r, o.Parent); err != nil {
 		return out, v, err
 	}
-	if p := r.Parent; p != nil {
-		out.Parent = p.Volume
-	}
 	for id := range headers {
 		r.NextSCO = max(r.NextSCO, id.Seq+1)
 	}
@@ -389,18 +483,19 @@ func (b *rebuilding) cut(r *root, v *rebuiltVolume, o sco.Root, chain []*sco.Hea
 		}
 		keep = append(keep, sn)
 	}
+	var rewound []*snapshot
 	for _, l := range o.Snapshots { // a rewind has made it afterwards: no mark tells of it
 		if l.Seq == c.LastLog && !slices.ContainsFunc(keep, func(sn *snapshot) bool { return sn.ID == l.ID }) {
-			keep = append(keep, &snapshot{SnapshotSpec: specOf(l), Seq: l.Seq, Size: r.Size, ModTime: r.ModTime, Handle: r.Handle, UsedBlocks: r.UsedBlocks})
+			rewound = append(rewound, &snapshot{SnapshotSpec: specOf(l), Seq: l.Seq, Size: r.Size, ModTime: r.ModTime, UsedBlocks: r.UsedBlocks})
 		}
 	}
 	back := func(sn *snapshot) bool { return sn.Seq == c.LastLog }
-	if !slices.ContainsFunc(keep, back) && slices.ContainsFunc(chain, func(h *sco.Header) bool { return h.Revert == c.LastLog }) {
+	if !slices.ContainsFunc(append(slices.Clone(keep), rewound...), back) && slices.ContainsFunc(chain, func(h *sco.Header) bool { return h.Revert == c.LastLog }) {
 		// The volume was rolled back to what a rewind had made, and that is deleted.
 		keep = append(keep, &snapshot{SnapshotSpec: SnapshotSpec{ID: uuid.New()}, Seq: c.LastLog, Size: r.Size, ModTime: r.ModTime,
 			Handle: r.Handle, UsedBlocks: r.UsedBlocks})
 	}
-	if len(keep) == 0 {
+	if len(keep)+len(rewound) == 0 {
 		return nil
 	}
 	gen, err := b.d.maps.Freeze(r.Handle, nil)
@@ -411,7 +506,28 @@ func (b *rebuilding) cut(r *root, v *rebuiltVolume, o sco.Root, chain []*sco.Hea
 		sn.Gen = gen
 		v.snaps[sn.ID] = sn
 	}
+	for _, sn := range rewound {
+		if err := b.ownLine(r, gen, sn); err != nil {
+			return err
+		}
+		v.snaps[sn.ID] = sn
+	}
 	return nil
+}
+
+// ownLine gives a snapshot that a rewind has made a line of the map of its own, as the rewind had, from a generation of the volume's.
+func (b *rebuilding) ownLine(r *root, gen uint32, sn *snapshot) error {
+	h, err := b.d.maps.Fork(r.Handle, gen, nil)
+	if err != nil {
+		return err
+	}
+	r.Branches = append(r.Branches, branch{Handle: h, Parent: r.Handle, Gen: gen})
+	sn.Handle = h
+	sn.Gen, err = b.d.maps.Freeze(h, nil)
+	if err == nil {
+		err = b.d.maps.ReleaseHead(h, sn.Gen, nil, nil)
+	}
+	return err
 }
 
 // newestChain gives the SCOs that make up the volume, oldest first: from the highest (epoch, seq) from which the chain of

@@ -265,19 +265,12 @@ func (v *Volume) rewind(ctx context.Context, at time.Time, spec SnapshotSpec, pr
 		return Snapshot{}, err
 	}
 	s := &snapshot{SnapshotSpec: spec, Seq: target.Last, Size: base.Size, ModTime: base.ModTime, UsedBlocks: base.UsedBlocks,
-		Handle: base.Handle, Gen: base.Gen}
-	if line.handle != 0 {
-		s.Handle, s.Gen = line.handle, 0
-		steps = line.steps
-		if err := v.applySteps(ctx, s, steps, progress); err != nil {
-			return Snapshot{}, errors.Join(err, v.giveUpLine(mapPoint{handle: line.handle}))
-		}
+		Handle: line.handle}
+	if err = v.applySteps(ctx, s, line.steps, progress); err == nil {
+		err = v.keepLine(s)
 	}
-	if err := v.keepLine(s, line.handle != 0); err != nil {
-		if line.handle != 0 {
-			err = errors.Join(err, v.giveUpLine(mapPoint{handle: line.handle}))
-		}
-		return Snapshot{}, err
+	if err != nil {
+		return Snapshot{}, errors.Join(err, v.giveUpLine(mapPoint{handle: line.handle}))
 	}
 	v.d.rootChanged(v)
 	return v.describe(s), nil
@@ -324,8 +317,8 @@ func (v *Volume) stepsTo(at time.Time) (steps []stored, oldest *snapshot, err er
 	return steps, oldest, nil
 }
 
-// rewindLine is a line of the map that is to become a snapshot: steps are to be applied to it, oldest first. Without a
-// handle the base itself is what was asked for.
+// rewindLine is a line of the map that is to become a snapshot: steps are to be applied to it, oldest first. The snapshot has a line of
+// its own even where the base itself is what was asked for: it is no ancestor of what was cloned from the base's line (promote.go).
 type rewindLine struct {
 	handle blockmap.Handle
 	steps  []stored
@@ -363,9 +356,6 @@ func (v *Volume) forkLine(spec SnapshotSpec, steps []stored, oldest *snapshot) (
 	}
 	line.steps = slices.Clone(line.steps)
 	slices.Reverse(line.steps)
-	if len(line.steps) == 0 {
-		return line, base, nil
-	}
 	v.storing.Lock()
 	defer v.storing.Unlock()
 	r := v.stored
@@ -430,8 +420,8 @@ func (v *Volume) applySteps(ctx context.Context, s *snapshot, steps []stored, pr
 	return nil
 }
 
-// keepLine makes the snapshot durable: with its generation, if it has a line of its own.
-func (v *Volume) keepLine(s *snapshot, own bool) error {
+// keepLine makes the snapshot durable, with its generation.
+func (v *Volume) keepLine(s *snapshot) error {
 	v.snapping.Lock()
 	defer v.snapping.Unlock()
 	if _, err := v.newSnapshot(s.SnapshotSpec); err != nil {
@@ -439,17 +429,8 @@ func (v *Volume) keepLine(s *snapshot, own bool) error {
 	}
 	v.storing.Lock() // over the freeze and the note of it: whoever asks what lives on the line sees both or neither
 	var err error
-	if own {
-		if s.Gen, err = v.d.maps.Generation(s.Handle); err == nil {
-			_, err = v.d.maps.Freeze(s.Handle, []blockmap.KV{s.encode(v.id)})
-		}
-	} else {
-		v.mu.RLock()
-		still := slices.ContainsFunc(v.snaps, func(o *snapshot) bool { return o.point() == s.point() })
-		v.mu.RUnlock()
-		if err = fmt.Errorf("the snapshot to begin with was deleted meanwhile: %w", ErrRewind); still {
-			err = v.d.maps.Put([]blockmap.KV{s.encode(v.id)}, true)
-		}
+	if s.Gen, err = v.d.maps.Generation(s.Handle); err == nil {
+		_, err = v.d.maps.Freeze(s.Handle, []blockmap.KV{s.encode(v.id)})
 	}
 	if err == nil {
 		v.mu.Lock()
@@ -461,10 +442,7 @@ func (v *Volume) keepLine(s *snapshot, own bool) error {
 	if err != nil {
 		return err
 	}
-	if own {
-		return v.behead(mapPoint{handle: s.Handle})
-	}
-	return nil
+	return v.behead(mapPoint{handle: s.Handle})
 }
 
 // giveUpLine gives back a line that has become nothing.

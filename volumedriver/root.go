@@ -54,7 +54,7 @@ type root struct {
 	NextSCO    uint64          `json:"next_sco"`
 	Prev       scoID           `json:"prev"`
 	UsedBlocks int64           `json:"used_blocks"`
-	Branches   []branch        `json:"branches"` // with that of Handle, which is the last
+	Branches   []branch        `json:"branches"` // with that of Handle; none before the one that it was forked from
 	Parent     *parentRef      `json:"parent,omitempty"`
 	Template   bool            `json:"template,omitempty"`
 	Keys       []seal.Wrapped  `json:"keys,omitempty"` // the last is the one for new SCOs

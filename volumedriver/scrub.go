@@ -254,6 +254,9 @@ func (d *Driver) Scrub(ctx context.Context, pool uuid.UUID, o ScrubOptions) (Scr
 		errs = append(errs, fmt.Errorf("delete replaced objects of vPool %s: %w", pool, err))
 	}
 	p.report.Waiting = 0 // counted again at the end
+	if err := d.sweep(ctx); err != nil {
+		errs = append(errs, err)
+	}
 	for i := range p.roots {
 		if ctx.Err() != nil {
 			return p.report, ctx.Err()

@@ -192,7 +192,7 @@ func (d *Driver) settleSnapshots() error {
 		return err
 	}
 	for i, p := range rest {
-		v, err := d.Volume(context.Background(), of[i])
+		v, err := d.volume(context.Background(), of[i])
 		if errors.Is(err, ErrUnknownVolume) {
 			err = d.maps.Update(nil, [][]byte{releaseKey(p)}) // the volume was deleted
 		} else if err == nil {
@@ -361,13 +361,19 @@ func (v *Volume) rootObject(r *root) sco.Root {
 		}
 		o.Spans = append(o.Spans, s)
 	}
+	v.d.mu.RLock()
+	defer v.d.mu.RUnlock()
+	for id := range v.d.owned.owners[v.id] {
+		o.Owns = append(o.Owns, sco.RootOwned{Snapshot: id, N: v.d.owned.of[id].N})
+	}
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	o.AtLog = v.logged.Load()
 	for _, s := range v.snaps {
 		if s.Seq != 0 && !s.Base {
 			o.Snapshots = append(o.Snapshots, sco.RootSnapshot{ID: s.ID, Name: s.Name, Seq: s.Seq, Created: s.Created.UnixNano(),
-				Size: s.Size, Consistent: s.Consistent, Automatic: s.Automatic, Sticky: s.Sticky, Labels: s.Labels})
+				Size: s.Size, Consistent: s.Consistent, Automatic: s.Automatic, Sticky: s.Sticky, Labels: s.Labels,
+				Nobodys: v.d.owned.owner(v.id, s.ID) == uuid.Nil})
 		}
 	}
 	return o
@@ -478,15 +484,25 @@ func (v *Volume) newSnapshot(s SnapshotSpec) (*snapshot, error) {
 	if err := v.err(); err != nil {
 		return nil, err
 	}
+	if v.husk.Load() {
+		return nil, blockio.ErrClosed
+	}
+	v.d.mu.RLock()
+	defer v.d.mu.RUnlock()
+	taken := slices.ContainsFunc(v.d.adoptedLocked(v.id), func(a adopted) bool { return a.s.Name == s.Name })
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	if len(v.snaps) >= snapshotsMax {
 		return nil, fmt.Errorf("volume %s has %d snapshots, the most there can be", v.id, len(v.snaps))
 	}
 	for _, old := range v.snaps {
-		if old.Name == s.Name || old.ID == s.ID || old.token() == s.token() {
+		same := old.Name == s.Name && v.d.owned.owner(v.id, old.ID) == v.id
+		if same || old.ID == s.ID || old.token() == s.token() {
 			return nil, fmt.Errorf("%s of volume %s: %w", s.Name, v.id, ErrSnapshotExists)
 		}
+	}
+	if taken {
+		return nil, fmt.Errorf("%s of volume %s: %w", s.Name, v.id, ErrSnapshotExists)
 	}
 	return &snapshot{SnapshotSpec: s}, nil
 }
@@ -551,15 +567,20 @@ func (v *Volume) appendMarkLocked(ctx context.Context, flags uint8, value uint64
 	}
 }
 
-// Snapshots lists the volume's snapshots, oldest first.
+// Snapshots lists the volume's snapshots, oldest first: those that others hold are the oldest.
 func (v *Volume) Snapshots() []Snapshot {
+	v.d.mu.RLock()
+	defer v.d.mu.RUnlock()
+	clones := v.d.clonesLocked()
+	var out []Snapshot
+	for _, a := range v.d.adoptedLocked(v.id) {
+		out = append(out, a.s.describe(clones[a.s.ID]))
+	}
 	v.mu.RLock()
-	snaps := slices.Clone(v.snaps)
-	v.mu.RUnlock()
-	out := make([]Snapshot, 0, len(snaps))
-	for _, s := range snaps {
-		if s.Seq != 0 && !s.Base {
-			out = append(out, v.describe(s))
+	defer v.mu.RUnlock()
+	for _, s := range v.snaps {
+		if s.Seq != 0 && !s.Base && v.d.owned.owner(v.id, s.ID) == v.id {
+			out = append(out, s.describe(clones[s.ID]))
 		}
 	}
 	return out
@@ -567,8 +588,11 @@ func (v *Volume) Snapshots() []Snapshot {
 
 func (v *Volume) describe(s *snapshot) Snapshot {
 	v.d.mu.RLock()
-	clones := v.d.children[s.ID]
-	v.d.mu.RUnlock()
+	defer v.d.mu.RUnlock()
+	return s.describe(v.d.clonesLocked()[s.ID])
+}
+
+func (s *snapshot) describe(clones int) Snapshot {
 	out := Snapshot{SnapshotSpec: s.SnapshotSpec, Seq: s.Seq, Size: s.Size, Used: s.UsedBlocks * blockSize, Backed: s.Gen != 0, Clones: clones}
 	out.Labels = maps.Clone(s.Labels)
 	return out
@@ -586,10 +610,24 @@ func (v *Volume) findSnapshot(id uuid.UUID) (*snapshot, error) {
 }
 
 // EditSnapshot changes what is said of a snapshot: name, labels, sticky. It is durable when it returns.
-func (v *Volume) EditSnapshot(_ context.Context, id uuid.UUID, edit func(*SnapshotSpec) error) error {
-	v.snapping.Lock()
-	defer v.snapping.Unlock()
+func (v *Volume) EditSnapshot(ctx context.Context, id uuid.UUID, edit func(*SnapshotSpec) error) error {
+	h, err := v.d.holder(ctx, v.id, id)
+	if err != nil {
+		return err
+	}
+	defer lockSnapping(v, h)()
+	return h.editSnapshot(id, v, edit)
+}
+
+// editSnapshot does it at the volume that holds the snapshot, for the one that owns it. snapping of both is held.
+func (v *Volume) editSnapshot(id uuid.UUID, owner *Volume, edit func(*SnapshotSpec) error) error {
 	for {
+		v.d.mu.RLock()
+		names, theirs := v.d.namesLocked(owner), v.d.owned.owner(v.id, id) != owner.id
+		v.d.mu.RUnlock()
+		if theirs {
+			return fmt.Errorf("snapshot %s of volume %s: %w", id, owner.id, ErrUnknownSnapshot)
+		}
 		s, err := v.findSnapshot(id)
 		if err != nil {
 			return err
@@ -603,11 +641,8 @@ func (v *Volume) EditSnapshot(_ context.Context, id uuid.UUID, edit func(*Snapsh
 		if err := now.check(); err != nil {
 			return err
 		}
-		v.mu.RLock()
-		taken := slices.ContainsFunc(v.snaps, func(o *snapshot) bool { return o.ID != id && o.Name == now.Name })
-		v.mu.RUnlock()
-		if taken {
-			return fmt.Errorf("%s of volume %s: %w", now.Name, v.id, ErrSnapshotExists)
+		if now.Name != s.Name && names[now.Name] {
+			return fmt.Errorf("%s of volume %s: %w", now.Name, owner.id, ErrSnapshotExists)
 		}
 		// An install writes the same record: it holds storing as well.
 		v.storing.Lock()
@@ -672,8 +707,20 @@ func (v *Volume) frozenSnapshot(ctx context.Context, id uuid.UUID) (*snapshot, e
 }
 
 // DeleteSnapshot forgets a snapshot and gives back what only it held; that takes time in proportion to what changed after
-// it. ErrInUse while clones hang on it.
+// it. ErrInUse while clones hang on it. If only the map of a volume does that owns it, or of a husk, it is nobody's from then on.
 func (v *Volume) DeleteSnapshot(ctx context.Context, id uuid.UUID) error {
+	h, err := v.d.holder(ctx, v.id, id)
+	if err != nil {
+		return err
+	}
+	if err := h.dropSnapshot(ctx, id, v.id); err != nil || h == v {
+		return err
+	}
+	return v.d.sweep(ctx) // the holder may be a husk that holds nothing now
+}
+
+// dropSnapshot deletes a snapshot that the volume holds, if it is owner's.
+func (v *Volume) dropSnapshot(ctx context.Context, id, owner uuid.UUID) error {
 	v.snapping.Lock()
 	defer v.snapping.Unlock()
 	s, err := v.frozenSnapshot(ctx, id)
@@ -685,16 +732,31 @@ func (v *Volume) DeleteSnapshot(ctx context.Context, id uuid.UUID) error {
 	}
 	// Clones are made with d.mu held over the look at the snapshot, so none can appear between this look and the removal.
 	v.d.mu.Lock()
-	if n := v.d.children[id]; n > 0 {
+	if v.d.owned.owner(v.id, id) != owner {
 		v.d.mu.Unlock()
-		return fmt.Errorf("snapshot %s of volume %s has %d clones: %w", s.Name, v.id, n, ErrInUse)
+		return fmt.Errorf("snapshot %s of volume %s: %w", id, owner, ErrUnknownSnapshot)
 	}
+	if n := v.d.clonesLocked()[id]; n > 0 {
+		v.d.mu.Unlock()
+		return fmt.Errorf("snapshot %s of volume %s has %d clones: %w", s.Name, owner, n, ErrInUse)
+	}
+	if v.d.children[id] > 0 {
+		o := ownership{Holder: v.id, N: v.d.owned.of[id].N + 1}
+		v.d.owned.set(id, o)
+		v.d.mu.Unlock()
+		if err := v.d.maps.Update([]blockmap.KV{o.encode(id)}, nil); err != nil {
+			return fmt.Errorf("delete snapshot %s of volume %s: %w", s.Name, owner, err)
+		}
+		v.d.rootChanged(v)
+		return nil
+	}
+	v.d.owned.remove(id)
 	v.mu.Lock()
 	v.snaps = slices.DeleteFunc(v.snaps, func(o *snapshot) bool { return o.ID == id })
 	v.mu.Unlock()
 	v.d.mu.Unlock()
 	p := s.point()
-	err = v.d.maps.Update([]blockmap.KV{{Key: releaseKey(p), Value: v.id[:]}}, [][]byte{snapshotKey(v.id, id), traceKey(id)})
+	err = v.d.maps.Update([]blockmap.KV{{Key: releaseKey(p), Value: v.id[:]}}, [][]byte{snapshotKey(v.id, id), traceKey(id), ownerKey(id)})
 	if err != nil {
 		return fmt.Errorf("delete snapshot %s of volume %s: %w", s.Name, v.id, err)
 	}
@@ -841,6 +903,14 @@ func (v *Volume) dropBranch(p mapPoint) error {
 
 // SnapshotSpace says how many bytes would become free if only this snapshot were deleted, and how many it shares.
 func (v *Volume) SnapshotSpace(ctx context.Context, id uuid.UUID) (unique, shared int64, err error) {
+	h, err := v.d.holder(ctx, v.id, id)
+	if err != nil {
+		return 0, 0, err
+	}
+	return h.snapshotSpace(ctx, id)
+}
+
+func (v *Volume) snapshotSpace(ctx context.Context, id uuid.UUID) (unique, shared int64, err error) {
 	s, err := v.frozenSnapshot(ctx, id)
 	if err != nil {
 		return 0, 0, err
@@ -860,7 +930,10 @@ func (v *Volume) SnapshotSpace(ctx context.Context, id uuid.UUID) (unique, share
 	}
 	pinned := slices.ContainsFunc(v.root.Branches, func(b branch) bool { return mapPoint{b.Parent, b.Gen} == s.point() })
 	v.mu.RUnlock()
-	if v.describe(s).Clones > 0 || others > 1 || pinned {
+	v.d.mu.RLock()
+	needed := v.d.children[id] > 0 || v.d.clonesLocked()[id] > 0
+	v.d.mu.RUnlock()
+	if needed || others > 1 || pinned {
 		return 0, s.UsedBlocks * blockSize, nil
 	}
 	i, _ := slices.BinarySearch(live, s.Gen)

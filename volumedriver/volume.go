@@ -47,8 +47,8 @@
 // # Further on
 //
 // Each of these begins with its concept, its order of steps and what a crash between them leaves: snapshot.go (snapshots are
-// marks in the log, frozen generations of the map), clone.go (clones, rollback, reading a snapshot), flatten.go, scrub.go (space,
-// checksums, orphans), keys.go (compression, encryption), rewind.go (any second of a window), boot.go (what clones read first), limits.go,
+// marks in the log, frozen generations of the map), clone.go (clones, rollback, reading a snapshot), flatten.go, promote.go (whose a
+// snapshot is), scrub.go (space, checksums, orphans), keys.go (compression, encryption), rewind.go (any second of a window), boot.go (what clones read first), limits.go,
 // floor.go (a map must not be older than its log), claim.go.
 package volumedriver
 
@@ -109,6 +109,7 @@ type Volume struct {
 	limiting   sync.Mutex                   // guards limitGate and the change of limiter
 	limitGate  *qos.Gate                    // the vPool's, in limiter
 	template   atomic.Bool                  // takes no writes
+	husk       atomic.Bool                  // takes no requests: it is deleted, and holds snapshots for others (promote.go)
 	reverting  atomic.Bool                  // a rollback is in the log and not yet in the map: nothing can be read
 	hurry      atomic.Uint64                // somebody waits until records up to this one are on the backend
 	boot       atomic.Pointer[bootRecorder] // nil: nothing to record
@@ -150,6 +151,7 @@ func newVolume(d *Driver, r root) *Volume {
 	v.head.Store(uint32(r.Handle))
 	v.span.Store(d.owners.spans(&r))
 	v.template.Store(r.Template)
+	v.husk.Store(r.Options.Husk)
 	v.encrypted.Store(len(r.Keys) > 0)
 	v.freed.L = &v.order
 	v.grown.L = v.mu.RLocker()
@@ -273,7 +275,7 @@ func checkRange(off, n, size int64, extend bool) error {
 
 // usableLocked says why the volume takes no more records.
 func (v *Volume) usableLocked() error {
-	if v.closed {
+	if v.closed || v.husk.Load() {
 		return blockio.ErrClosed
 	}
 	if v.template.Load() {

@@ -260,6 +260,7 @@ func (b *base) rebuildPool(ctx context.Context, pool state.VPool) ([]RebuiltVolu
 		return nil, err
 	}
 	var out []RebuiltVolume
+	var clones []state.NewParent
 	seen := make(map[uuid.UUID]bool)
 	for _, r := range found {
 		seen[r.ID] = true
@@ -269,6 +270,9 @@ func (b *base) rebuildPool(ctx context.Context, pool state.VPool) ([]RebuiltVolu
 		name := clean(r.Path)
 		if r.Err == nil {
 			name, r.Err = b.name(ctx, pool, r)
+		}
+		if r.Err == nil && r.Parent != uuid.Nil {
+			clones = append(clones, state.NewParent{Volume: r.ID, Parent: &state.VolumeParent{Volume: r.Parent, Snapshot: r.ParentSnapshot}})
 		}
 		v := RebuiltVolume{VPool: pool.Name, Path: name, ID: r.ID, State: StateRebuilt, Size: r.Size, Used: r.Used, Seq: r.LastLog, Objects: r.Objects, Ignored: r.Ignored}
 		if r.LastLog > 0 {
@@ -283,6 +287,11 @@ func (b *base) rebuildPool(ctx context.Context, pool state.VPool) ([]RebuiltVolu
 			v.State, v.Error = StateFailed, r.Err.Error()
 		}
 		out = append(out, v)
+	}
+	if len(clones) > 0 {
+		if _, err := b.raft.Apply(ctx, &state.SetParents{Volumes: clones}); err != nil {
+			return out, fmt.Errorf("note of what the volumes of vPool %s are clones: %w", pool.Name, err)
+		}
 	}
 	view := b.raft.State().View()
 	for _, vol := range view.VolumesOf(pool.FSID) {

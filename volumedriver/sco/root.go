@@ -48,6 +48,8 @@ type Root struct {
 	Snapshots []RootSnapshot `json:"snapshots,omitempty"`
 	AtLog     uint64         `json:"at_log,omitempty"`
 
+	Owns []RootOwned `json:"owns,omitempty"`
+
 	// Parent is what the volume was cloned from; nil: nothing.
 	Parent *RootParent `json:"parent,omitempty"`
 	// Spans say whose SCOs the ordinals belong to, ascending by From.
@@ -68,6 +70,14 @@ type RootSnapshot struct {
 	Automatic  bool              `json:"automatic,omitempty"`
 	Sticky     bool              `json:"sticky,omitempty"`
 	Labels     map[string]string `json:"labels,omitempty"`
+	Nobodys    bool              `json:"nobodys,omitempty"` // it was deleted, and is there for the maps of others
+}
+
+// RootOwned is a snapshot that a promotion has given to the volume, whichever volume's log it stands in. Of several volumes that say so
+// of one snapshot the one with the highest N counts.
+type RootOwned struct {
+	Snapshot uuid.UUID `json:"snapshot"`
+	N        uint64    `json:"n"`
 }
 
 // RootParent is the snapshot that a volume began as.
@@ -162,6 +172,11 @@ func (r *Root) check() error {
 	for i, s := range r.Snapshots {
 		if s.ID == uuid.Nil || s.Name == "" || len(s.Name) > MaxSnapshotNameBytes || len(s.Labels) > MaxLabels || s.Size < 0 {
 			return fmt.Errorf("snapshot %d: id %s, name of %d bytes, %d labels, size %d", i, s.ID, len(s.Name), len(s.Labels), s.Size)
+		}
+	}
+	for i, s := range r.Owns {
+		if s.Snapshot == uuid.Nil {
+			return fmt.Errorf("snapshot %d that it owns", i)
 		}
 	}
 	for i, s := range r.Spans {
