@@ -21,6 +21,7 @@ type Node struct {
 	NFSPort   int
 	HTTPSPort int
 	Args      []string // further flags of `varve serve`
+	Program   string   // another varve than Binary
 
 	proc *Process
 	http *http.Client
@@ -100,7 +101,11 @@ func (n *Node) Launch() error {
 		"--nbd", fmt.Sprintf("127.0.0.1:%d", n.NBDPort),
 		"--nfs", fmt.Sprintf("127.0.0.1:%d", n.NFSPort),
 		"--https", fmt.Sprintf("127.0.0.1:%d", n.HTTPSPort)}, n.Args...)
-	p, err := Start(Binary(), args...)
+	program := n.Program
+	if program == "" {
+		program = Binary()
+	}
+	p, err := Start(program, args...)
 	if err != nil {
 		return err
 	}
