@@ -294,7 +294,7 @@ func (e *env) mountCommand() *cobra.Command {
 			flags: func(s *pflag.FlagSet) {
 				s.StringVar(&host, "host", "", "IP `ADDRESS` of the host, as it comes from there")
 				s.DurationVar(&wait, "wait", 60*time.Second, "how long to wait for the host")
-			}, table: printMountTest, complete: e.completeVPools}),
+			}, table: printMountTest, failed: mountTestFailed, complete: e.completeVPools}),
 		e.verb(verb{use: "apply VPOOL --pmachine NAME", short: "Have the hosts of a hypervisor mount a vPool", args: []string{"VPOOL"}, method: http.MethodPost, path: mounts,
 			body: func(args []string) (any, error) {
 				if pmachine == "" {
@@ -368,11 +368,10 @@ func printMountTest(w io.Writer, raw json.RawMessage) error {
 		}
 		rows = append(rows, []string{verdict, c.Name, c.Detail, strconv.FormatFloat(float64(c.MS), 'f', 1, 32) + " ms", dash(c.Remedy)})
 	}
-	if err := printTable(w, []string{"", "check", "found", "took", "remedy"}, rows); err != nil {
-		return err
-	}
-	if !r.OK {
-		return &silent{exit: ExitFailed}
-	}
-	return nil
+	return printTable(w, []string{"", "check", "found", "took", "remedy"}, rows)
+}
+
+func mountTestFailed(raw json.RawMessage) bool {
+	var r v1.MountTest
+	return json.Unmarshal(raw, &r) == nil && !r.OK
 }

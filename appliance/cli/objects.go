@@ -74,6 +74,8 @@ type verb struct {
 	done     string
 	complete func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective)
 	table    func(w io.Writer, raw json.RawMessage) error
+	// failed says that an answer tells of a failure, in whatever format it is printed.
+	failed func(raw json.RawMessage) bool
 }
 
 func (e *env) verb(v verb) *cobra.Command {
@@ -152,6 +154,14 @@ func (s *session) change(ctx context.Context, v verb, args []string, in any, g c
 }
 
 func (e *env) printAnswer(v verb, raw json.RawMessage, dryRun bool) error {
+	err := e.printAs(v, raw, dryRun)
+	if err == nil && !dryRun && v.failed != nil && v.failed(raw) {
+		err = &silent{exit: ExitFailed}
+	}
+	return err
+}
+
+func (e *env) printAs(v verb, raw json.RawMessage, dryRun bool) error {
 	if len(raw) == 0 {
 		if v.done != "" && !e.json() {
 			_, err := fmt.Fprintln(e.std.Err, v.done)

@@ -84,6 +84,19 @@ func CheckFleetSetting(flag, value string) error {
 	return check(value)
 }
 
+// checkConfig refuses a value that no node could start with.
+func checkConfig(key, value string) error {
+	name, ours := strings.CutPrefix(key, configPrefix)
+	if !ours {
+		return nil
+	}
+	flag, _, _ := strings.Cut(name, ".")
+	if err := CheckFleetSetting(flag, value); err != nil {
+		return &state.Error{Err: state.ErrInvalid, Object: "config " + key, Field: "value", Detail: err.Error()}
+	}
+	return nil
+}
+
 // rendered is what the cluster's configuration says for a node, by flag, and what in it cannot be.
 func rendered(v *state.View, node string) (settings map[string]string, wrong []string) {
 	settings = make(map[string]string)

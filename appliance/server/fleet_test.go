@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -42,5 +43,18 @@ func TestRenderedConfiguration(t *testing.T) {
 	}
 	if !same("1GiB", "1024MiB") || !same("60s", "1m") || same("info", "debug") || same("1GiB", "1m") {
 		t.Error("values are compared by their text")
+	}
+}
+
+func TestConfigOfServeIsChecked(t *testing.T) {
+	for key, value := range map[string]string{"serve.log-level": "debug", "serve.map-size.host3": "1GiB", "serve.drain-time": "45s", "anything.else": "loud"} {
+		if err := checkConfig(key, value); err != nil {
+			t.Errorf("%s=%s: %v", key, value, err)
+		}
+	}
+	for key, value := range map[string]string{"serve.log-level": "loud", "serve.map-size.host3": "1", "serve.drain-time": "soon", "serve.nbd": ":1", "serve.": ""} {
+		if e, ok := errors.AsType[*state.Error](checkConfig(key, value)); !ok || !errors.Is(e, state.ErrInvalid) || e.Field != "value" {
+			t.Errorf("%s=%s: %v", key, value, e)
+		}
 	}
 }

@@ -184,7 +184,7 @@ func (a *appliance) wireAPI(p apiParts) error {
 	auto := a.automation
 	a.api, err = api.New(api.Config{Raft: a.raft, Auth: a.auth, VPools: a.vpools, VDisks: a.vdisks, Nodes: a.nodes, Store: a.raft.State(),
 		Tasks: auto.broker, Types: auto.types, Schedules: auto.schedules, Sinks: auto.sinks, Status: status, Ready: p.ready,
-		Appliance: estate{a}, Sync: a.raft.Sync, VMachines: a.vmachines, PMachines: a.pmachines, Mounts: p.mounts,
+		Appliance: estate{a}, Sync: a.raft.Sync, VMachines: a.vmachines, PMachines: a.pmachines, Mounts: p.mounts, CheckConfig: checkConfig,
 		Metrics: p.metrics, Console: web, Version: a.cfg.Version, Log: a.logOf("api")})
 	return err
 }

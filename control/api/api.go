@@ -92,6 +92,8 @@ type Config struct {
 	Status func(ctx context.Context, s *v1.Status)
 	// Rebuild opens a vPool again from its backend.
 	Rebuild func(ctx context.Context, r v1.RebuildRequest) (v1.RebuildReport, error)
+	// CheckConfig says what is wrong with a value of a config key; nil: any may be set.
+	CheckConfig func(key, value string) error
 	// Ready is nil while the exports are open, else says what is missing.
 	Ready func() error
 	// Metrics answers /metrics.

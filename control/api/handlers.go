@@ -219,19 +219,26 @@ func (a customerAPI) ListVDisks(ctx context.Context, r v1.ListVDisksRequestObjec
 			return nil, err
 		}
 	}
-	disks, err := a.cfg.VDisks.List(ctx, r.Params.VPool)
+	names, err := a.cfg.VDisks.Names(r.Params.VPool)
 	if err != nil {
 		return nil, err
 	}
-	who := callOf(ctx).who
-	owners := a.naming()
-	all := make([]v1.VDisk, 0, len(disks))
-	for _, d := range disks {
-		if who.Sees(d.Pool.Name) {
-			all = append(all, toVDisk(d, owners))
-		}
+	if who := callOf(ctx).who; who.VPools != nil {
+		names = slices.DeleteFunc(slices.Clone(names), func(d vdisk.Listed) bool { return !who.Sees(d.VPool) })
 	}
-	page, err := listPage(ctx, all, func(d v1.VDisk) string { return d.ID.String() })
+	owners := a.naming()
+	describe := func(list []vdisk.Listed) []v1.VDisk {
+		out := make([]v1.VDisk, 0, len(list))
+		for _, d := range a.cfg.VDisks.Describe(list) {
+			out = append(out, toVDisk(d, owners))
+		}
+		return out
+	}
+	if knows[vdisk.Listed](ctx) { // then the page alone is looked at
+		page, err := listPageBy(ctx, names, "name", func(d vdisk.Listed) string { return d.ID.String() })
+		return v1.ListVDisks200JSONResponse{Items: describe(page.items), Next: page.next, Count: page.count}, err
+	}
+	page, err := listPageBy(ctx, describe(names), "name", func(d v1.VDisk) string { return d.ID.String() })
 	return v1.ListVDisks200JSONResponse{Items: page.items, Next: page.next, Count: page.count}, err
 }
 

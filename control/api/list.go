@@ -43,6 +43,21 @@ type page[T any] struct {
 
 // listPage cuts the page that a request asks for out of all items, whose order is stable and whose key is unique.
 func listPage[T any](ctx context.Context, all []T, key func(T) string) (page[T], error) {
+	return listPageBy(ctx, all, "", key)
+}
+
+// knows says whether the filter and the sort of a request name fields of T alone.
+func knows[T any](ctx context.Context) bool {
+	q, fields := callOf(ctx).query, fieldsOf(reflect.TypeFor[T]())
+	_, err := parseSort(q.Get("sort"), fields)
+	if text := q.Get("filter"); err == nil && text != "" {
+		_, err = parseFilter(text, fields)
+	}
+	return err == nil
+}
+
+// listPageBy is listPage of items that are in the order of a field already.
+func listPageBy[T any](ctx context.Context, all []T, ordered string, key func(T) string) (page[T], error) {
 	c := callOf(ctx)
 	q := c.query
 	limit := limitDefault
@@ -70,7 +85,12 @@ func listPage[T any](ctx context.Context, all []T, key func(T) string) (page[T],
 	if err != nil {
 		return page[T]{}, badQuery("sort", err.Error())
 	}
-	if len(order) > 0 {
+	switch by := q.Get("sort"); {
+	case by == "" || by == ordered:
+	case by == "-"+ordered:
+		all = slices.Clone(all)
+		slices.Reverse(all)
+	default:
 		all = sorted(all, order)
 	}
 	start := 0

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -62,6 +63,12 @@ func problem(err error) *v1.Problem {
 	}
 	if e, ok := errors.AsType[*state.Error](err); ok {
 		p.Object, p.By, p.Remedy, p.Rev = e.Object, e.By, e.Remedy, e.Rev
+		switch {
+		case e.Field != "":
+			p.Errors = []v1.FieldError{{Pointer: "/" + e.Field, Message: cmp.Or(e.Detail, p.Title)}}
+		case p.Code == "exists":
+			p.Errors = []v1.FieldError{{Pointer: "/name", Message: e.Object + " exists already"}}
+		}
 	}
 	if p.Code == "conflict" && p.Rev != 0 {
 		p.Status, p.Code, p.Title = http.StatusPreconditionFailed, "stale", "Changed meanwhile"

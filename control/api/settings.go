@@ -269,6 +269,11 @@ func (a customerAPI) SetConfig(ctx context.Context, r v1.SetConfigRequestObject)
 	if err != nil {
 		return nil, err
 	}
+	if a.cfg.CheckConfig != nil {
+		if err := a.cfg.CheckConfig(r.Key, r.Body.Value); err != nil {
+			return nil, err
+		}
+	}
 	if r.Params.DryRun {
 		return nil, wouldDo("sets "+r.Key, []string{fmt.Sprintf("%q instead of %q", clip(r.Body.Value), clip(have.Value))}, nil, nil, "")
 	}

@@ -35,7 +35,7 @@ func (a *Authenticator) CheckNewUser(by Principal, n NewUser) error {
 
 func weak(name, password string) error {
 	if err := CheckPassword(name, password); err != nil {
-		return &state.Error{Err: state.ErrInvalid, Object: "user " + clip(name, 63), Detail: err.Error(),
+		return &state.Error{Err: state.ErrInvalid, Object: "user " + clip(name, 63), Field: "password", Detail: err.Error(),
 			Remedy: "use a longer one, such as four random words"}
 	}
 	return nil

@@ -33,6 +33,14 @@ type Engine struct {
 	fail    map[string]error
 	files   map[uuid.UUID][]byte
 	writes  map[uuid.UUID]int64
+	asked   int
+}
+
+// Asked counts the calls of Info so far.
+func (e *Engine) Asked() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.asked
 }
 
 // Fail makes the named method fail until err is nil.
@@ -139,6 +147,7 @@ func (e *Engine) Space(id uuid.UUID) (vpool.Space, bool) {
 func (e *Engine) Info(id uuid.UUID) (vdisk.Info, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.asked++
 	i, ok := e.volumes[id]
 	return i, ok
 }

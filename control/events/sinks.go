@@ -70,7 +70,7 @@ func (s *Sinks) Set(ctx context.Context, id uuid.UUID, rev uint64, spec state.Si
 		return uuid.Nil, "", err
 	}
 	if len(secret) > secretBytesMax {
-		return uuid.Nil, "", &state.Error{Err: state.ErrInvalid, Object: object, Detail: "secret is too long"}
+		return uuid.Nil, "", &state.Error{Err: state.ErrInvalid, Object: object, Field: "secret", Detail: "secret is too long"}
 	}
 	fresh, shown := id == uuid.Nil, ""
 	if fresh {
@@ -84,7 +84,7 @@ func (s *Sinks) Set(ctx context.Context, id uuid.UUID, rev uint64, spec state.Si
 			shown = hex.EncodeToString(key)
 			secret = []byte(shown)
 		case secret == nil:
-			return uuid.Nil, "", &state.Error{Err: state.ErrInvalid, Object: object, Detail: "no user and password", Remedy: "give user:password as its secret"}
+			return uuid.Nil, "", &state.Error{Err: state.ErrInvalid, Object: object, Field: "secret", Detail: "no user and password", Remedy: "give user:password as its secret"}
 		}
 	}
 	// The secret first: a sink that is seen is one that can send.
@@ -114,7 +114,7 @@ func checkURL(object string, spec state.SinkSpec) error {
 		remedy = "write amqp:// or amqps://, host, port and virtual host, without user or password"
 	}
 	if !ok {
-		return &state.Error{Err: state.ErrInvalid, Object: object, Detail: "URL does not fit", Remedy: remedy}
+		return &state.Error{Err: state.ErrInvalid, Object: object, Field: "url", Detail: "URL does not fit", Remedy: remedy}
 	}
 	return nil
 }

@@ -122,7 +122,7 @@ func refusal(name string, err error) error {
 		return &state.Error{Err: state.ErrConflict, Object: object, Detail: e.Error(), Remedy: remedy, By: []string{e.Thumbprint}}
 	}
 	if errors.Is(err, hypervisor.ErrAddress) {
-		return &state.Error{Err: state.ErrInvalid, Object: object, Detail: err.Error()}
+		return &state.Error{Err: state.ErrInvalid, Object: object, Field: "address", Detail: err.Error()}
 	}
 	return &state.Error{Err: state.ErrConflict, Object: object, Detail: text(err), Remedy: "check its address, the account, and that nothing filters the way there"}
 }

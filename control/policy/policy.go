@@ -146,7 +146,7 @@ func (c *Controller) Inherit(ctx context.Context, scope state.Ref, rev uint64) e
 // CheckZone refuses what is no time zone that every node knows: this host's own is none.
 func CheckZone(name string) error {
 	if _, err := time.LoadLocation(name); err != nil || name == "Local" {
-		return &state.Error{Err: state.ErrInvalid, Object: fmt.Sprintf("time zone %q", name), Detail: "is not known",
+		return &state.Error{Err: state.ErrInvalid, Object: fmt.Sprintf("time zone %q", name), Field: "zone", Detail: "is not known",
 			Remedy: "use an IANA name such as Europe/Brussels"}
 	}
 	return nil

@@ -43,7 +43,7 @@ type Cron struct {
 // of at least a minute; zone is an IANA name, "" is UTC.
 func ParseCron(text, zone string) (Cron, error) {
 	refuse := func(detail string) (Cron, error) {
-		return Cron{}, &state.Error{Err: state.ErrInvalid, Object: fmt.Sprintf("schedule %.60q", text), Detail: detail,
+		return Cron{}, &state.Error{Err: state.ErrInvalid, Object: fmt.Sprintf("schedule %.60q", text), Field: "cron", Detail: detail,
 			Remedy: "write minute hour day month weekday, such as \"30 2 * * *\", or @hourly, @daily, @every 5m"}
 	}
 	if len(text) > cronBytesMax || strings.Contains(text, "TZ=") {

@@ -148,7 +148,7 @@ type Session struct {
 func checkRoles(object string, roles []string) error {
 	for i, r := range roles {
 		if !slices.Contains(Roles(), r) || slices.Contains(roles[:i], r) {
-			return &Error{Err: ErrInvalid, Object: object, Detail: "role " + quote(r) + " is unknown or named twice",
+			return &Error{Err: ErrInvalid, Object: object, Field: "roles", Detail: "role " + quote(r) + " is unknown or named twice",
 				Remedy: "use viewer, operator, storage-admin, security-admin or admin"}
 		}
 	}
@@ -167,7 +167,7 @@ func checkScope(object string, vpools, networks []string) error {
 	for _, n := range networks {
 		p, err := netip.ParsePrefix(n)
 		if err != nil || p.Masked() != p {
-			return &Error{Err: ErrInvalid, Object: object, Detail: "network " + quote(n) + " is none",
+			return &Error{Err: ErrInvalid, Object: object, Field: "networks", Detail: "network " + quote(n) + " is none",
 				Remedy: "use CIDR with host bits zero, such as 10.0.0.0/8 or 192.0.2.7/32"}
 		}
 	}

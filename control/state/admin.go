@@ -59,7 +59,7 @@ func checkCompression(object, c string) error {
 	case "", "none", "s2", "zstd":
 		return nil
 	}
-	return &Error{Err: ErrInvalid, Object: object, Detail: "compression " + quote(c), Remedy: "use none, s2 or zstd"}
+	return &Error{Err: ErrInvalid, Object: object, Field: "compression", Detail: "compression " + quote(c), Remedy: "use none, s2 or zstd"}
 }
 
 func (*CreateVPool) kind() (string, int) { return "create_vpool", 1 }
@@ -113,7 +113,7 @@ func checkClients(object string, clients []string) error {
 	for _, c := range clients {
 		p, err := netip.ParsePrefix(c)
 		if err != nil || p.Masked() != p {
-			return &Error{Err: ErrInvalid, Object: object, Detail: "NFS client " + quote(c) + " is not a network",
+			return &Error{Err: ErrInvalid, Object: object, Field: "clients", Detail: "NFS client " + quote(c) + " is not a network",
 				Remedy: "use CIDR with host bits zero, such as 10.0.0.0/8 or 192.0.2.7/32"}
 		}
 	}

@@ -65,7 +65,7 @@ func (b Backend) Check(object string) error {
 	switch b.Kind {
 	case BackendLocal:
 		if !path.IsAbs(b.Dir) || path.Clean(b.Dir) != b.Dir || b.Dir == "/" || len(b.Dir) > TargetBytesMax || !utf8.ValidString(b.Dir) {
-			return &Error{Err: ErrInvalid, Object: object, Detail: "backend directory " + quote(b.Dir) + " is not a clean absolute path",
+			return &Error{Err: ErrInvalid, Object: object, Field: "backend", Detail: "backend directory " + quote(b.Dir) + " is not a clean absolute path",
 				Remedy: "use local:///directory"}
 		}
 		if b != (Backend{Kind: BackendLocal, Node: b.Node, Dir: b.Dir}) {
@@ -75,21 +75,21 @@ func (b Backend) Check(object string) error {
 	case BackendS3:
 		return b.checkS3(object)
 	}
-	return &Error{Err: ErrInvalid, Object: object, Detail: "backend kind " + quote(b.Kind) + " is not known",
+	return &Error{Err: ErrInvalid, Object: object, Field: "backend", Detail: "backend kind " + quote(b.Kind) + " is not known",
 		Remedy: "use local:///directory or " + s3Form}
 }
 
 func (b Backend) checkS3(object string) error {
 	switch {
 	case !endpoint(b.Endpoint):
-		return &Error{Err: ErrInvalid, Object: object, Detail: "endpoint " + quote(b.Endpoint) + " is not http://host[:port] or https://host[:port]",
+		return &Error{Err: ErrInvalid, Object: object, Field: "backend", Detail: "endpoint " + quote(b.Endpoint) + " is not http://host[:port] or https://host[:port]",
 			Remedy: "use " + s3Form}
 	case !bucketName(b.Bucket):
-		return &Error{Err: ErrInvalid, Object: object, Detail: "bucket " + quote(b.Bucket) + " is not the name of one",
+		return &Error{Err: ErrInvalid, Object: object, Field: "backend", Detail: "bucket " + quote(b.Bucket) + " is not the name of one",
 			Remedy: "3 to 63 of a-z, 0-9, '.' and '-'"}
 	case b.Prefix != "" && (strings.Trim(b.Prefix, "/") != b.Prefix || path.Clean(b.Prefix) != b.Prefix || b.Prefix == "." ||
 		strings.HasPrefix(b.Prefix, "../") || b.Prefix == "..") || len(b.Prefix) > backendTextMax || !utf8.ValidString(b.Prefix):
-		return &Error{Err: ErrInvalid, Object: object, Detail: "prefix " + quote(b.Prefix) + " is not a clean path", Remedy: "use " + s3Form}
+		return &Error{Err: ErrInvalid, Object: object, Field: "backend", Detail: "prefix " + quote(b.Prefix) + " is not a clean path", Remedy: "use " + s3Form}
 	case len(b.Region) > 64 || strings.ContainsFunc(b.Region, func(r rune) bool { return r <= ' ' || r > '~' }):
 		return invalid(object, "region "+quote(b.Region)+" is not the name of one")
 	case len(b.CA) > backendCAMax || !utf8.ValidString(b.CA):

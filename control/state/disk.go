@@ -103,7 +103,7 @@ func checkLabel(what, name string) error {
 		if len(name) > 80 {
 			name = name[:80] + "…"
 		}
-		return &Error{Err: ErrInvalid, Object: what + " " + quote(name), Detail: "not a valid name",
+		return &Error{Err: ErrInvalid, Object: what + " " + quote(name), Field: "name", Detail: "not a valid name",
 			Remedy: "use 1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit"}
 	}
 	return nil

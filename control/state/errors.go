@@ -31,7 +31,9 @@ type Error struct {
 	Object string
 	Detail string
 	Remedy string
-	By     []string
+	// Field is the part of the object that is refused, by its name in the APIs; "" where it is none alone.
+	Field string
+	By    []string
 	// Rev is the object's present rev where a stale one was given.
 	Rev uint64
 }

@@ -126,7 +126,7 @@ func (c *SetPMachine) check() error {
 		return err
 	}
 	if c.Spec.Kind != KindVSphere && c.Spec.Kind != KindLibvirt {
-		return &Error{Err: ErrInvalid, Object: object, Detail: "kind " + quote(c.Spec.Kind), Remedy: "use vsphere or libvirt"}
+		return &Error{Err: ErrInvalid, Object: object, Field: "kind", Detail: "kind " + quote(c.Spec.Kind), Remedy: "use vsphere or libvirt"}
 	}
 	if c.Spec.Address == "" {
 		return invalid(object, "no address")

@@ -122,6 +122,9 @@ type SetSchedule struct {
 	Spec  ScheduleSpec `json:"spec"`
 }
 
+// scheduleArgsBytesMax is less than a task's: schedules stay.
+const scheduleArgsBytesMax = 16 << 10
+
 func (*SetSchedule) kind() (string, int) { return "set_schedule", 1 }
 
 func (c *SetSchedule) check() error {
@@ -142,7 +145,7 @@ func (c *SetSchedule) check() error {
 	if err := checkScopeRef(object, c.Scope); err != nil {
 		return err
 	}
-	return checkJSON(object, "arguments", c.Spec.Args, TaskArgsBytesMax)
+	return checkJSON(object, "arguments", c.Spec.Args, scheduleArgsBytesMax)
 }
 
 func (c *SetSchedule) apply(t *tx) (Result, error) {

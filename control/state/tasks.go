@@ -116,7 +116,7 @@ type Problem struct {
 
 // Limits of tasks.
 const (
-	TaskArgsBytesMax   = 16 << 10
+	TaskArgsBytesMax   = 64 << 10 // a thousand names of vDisks
 	TaskResultBytesMax = 16 << 10
 	TaskStepsMax       = 64
 	TaskLinesMax       = 100

@@ -214,6 +214,7 @@ func TestLargestTaskFitsASnapshot(t *testing.T) {
 	m := newMachine(t)
 	bad := strings.Repeat("<", TaskTextBytesMax)
 	args := json.RawMessage(`{"a":"` + strings.Repeat("x", TaskArgsBytesMax-8) + `"}`)
+	checkpoint := json.RawMessage(`{"a":"` + strings.Repeat("x", TaskResultBytesMax-8) + `"}`)
 	id, _ := m.submit(TaskSpec{Type: "x", Object: bad, Key: bad, By: bad, Args: args})
 	lease, err := m.start(id)
 	if err != nil {
@@ -224,7 +225,7 @@ func TestLargestTaskFitsASnapshot(t *testing.T) {
 		lines[i] = TaskLine{At: 1 << 62, Text: bad}
 	}
 	for i := range TaskStepsMax {
-		m.must(&ReportTask{ID: id, Lease: lease, Log: lines, Steps: []TaskStep{{Name: fmt.Sprint(i) + bad[3:], Started: 1 << 62}}, Checkpoint: args})
+		m.must(&ReportTask{ID: id, Lease: lease, Log: lines, Steps: []TaskStep{{Name: fmt.Sprint(i) + bad[3:], Started: 1 << 62}}, Checkpoint: checkpoint})
 	}
 	m.must(&FinishTask{ReportTask: ReportTask{ID: id, Lease: lease}, Outcome: OutcomeFailed,
 		Problem: &Problem{Code: bad, Cause: bad, Consequence: bad, Remedy: bad}})

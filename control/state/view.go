@@ -292,6 +292,42 @@ func (v *View) Disks(fsid uint64) []Disk {
 	return out
 }
 
+// NamedDisk is a vDisk by its name alone.
+type NamedDisk struct {
+	Name, Path string // "vm/a", "/vm/a.raw"
+	Ino        uint64
+	Volume     uuid.UUID
+}
+
+// NamedDisks returns the vDisks of a vPool, by inode number.
+func (v *View) NamedDisks(fsid uint64) []NamedDisk {
+	var out []NamedDisk
+	dirs := map[uint64]string{RootIno: ""}
+	dir := func(ino uint64) (string, bool) {
+		path, ok := dirs[ino]
+		if !ok {
+			var err error
+			if path, err = v.Path(fsid, ino); err != nil {
+				return "", false
+			}
+			dirs[ino] = path
+		}
+		return path, true
+	}
+	rows(v, tInode, byID, keyFSID(fsid), func(n *Inode) bool {
+		if n.Kind != File || !IsDisk(n.Name) {
+			return true
+		}
+		if above, ok := dir(n.Parent); ok {
+			path := above + "/" + n.Name
+			name, _ := DiskName(path)
+			out = append(out, NamedDisk{Name: name, Path: path, Ino: n.Ino, Volume: n.Volume})
+		}
+		return true
+	})
+	return out
+}
+
 // Token returns the token with this name.
 func (v *View) Token(name string) (Token, error) {
 	t, ok := first[Token](v, tToken, byID, []byte(name))

@@ -52,6 +52,26 @@ func (c *Controller) Flatten(ctx context.Context, name string, progress func(don
 	return nil
 }
 
+// Promote makes a clone the owner of the snapshots that it shares with its parent, and the parent a clone of it. It copies nothing.
+func (c *Controller) Promote(ctx context.Context, name string) (VDisk, error) {
+	d, err := c.Get(ctx, name)
+	if err != nil {
+		return VDisk{}, err
+	}
+	if d.Volume.Parent == nil {
+		return VDisk{}, &state.Error{Err: state.ErrConflict, Object: "vdisk " + name, Detail: "is no clone", Remedy: "there is nothing to take over"}
+	}
+	parents, err := c.cfg.Engine.Promote(ctx, d.Volume)
+	if err != nil {
+		return VDisk{}, fmt.Errorf("promote vdisk %s: %w", name, err)
+	}
+	if _, err := c.cfg.Raft.Apply(ctx, &state.SetParents{Volumes: parents}); err != nil {
+		return VDisk{}, fmt.Errorf("promote vdisk %s: note who is a clone of whom: %w", name, err)
+	}
+	c.cfg.Log.Info("vdisk promoted", "vdisk", name, "of", d.Volume.Parent.Volume)
+	return c.Get(ctx, name)
+}
+
 func (c *Controller) flattenTask(ctx context.Context, r *jobs.Run) error {
 	var args FlattenArgs
 	if err := r.Args(&args); err != nil {

@@ -34,6 +34,9 @@ type SnapshotEngine interface {
 	// Flatten gives a clone data of its own, until its parent is needed no more; ErrConflict while its snapshots need it. progress is told
 	// blocks. It can be cut off at any time and called again.
 	Flatten(ctx context.Context, v state.Volume, progress func(done, total int64)) error
+	// Promote makes a clone the owner of its parent's snapshots up to the one that it is a clone of, and its parent a clone of it; again,
+	// after that, it does nothing. It gives what the volume is a clone of now, and the volumes that are clones of it.
+	Promote(ctx context.Context, v state.Volume) ([]state.NewParent, error)
 	// Rewind takes a snapshot of the volume as it was when a second began; ErrInvalid if its window does not reach back so far.
 	Rewind(ctx context.Context, v state.Volume, at time.Time, s SnapshotSpec, progress func(done, total int64)) (Snapshot, error)
 	// RewindRange says how far back that can be.
@@ -85,7 +88,7 @@ var snapshotName = regexp.MustCompile(`^[A-Za-z0-9_:+-][A-Za-z0-9._:+-]{0,254}$`
 
 func checkSnapshotName(object, name string) error {
 	if !snapshotName.MatchString(name) {
-		return &state.Error{Err: state.ErrInvalid, Object: object, Detail: "not a name a snapshot can have",
+		return &state.Error{Err: state.ErrInvalid, Object: object, Field: "name", Detail: "not a name a snapshot can have",
 			Remedy: "use up to 255 of A-Z a-z 0-9 . _ : + -, not beginning with a dot"}
 	}
 	return nil
@@ -331,7 +334,7 @@ func (c *Controller) Clone(ctx context.Context, from, to string) (VDisk, error) 
 	}
 	file := state.DiskFile(short)
 	if !state.IsDisk(file) {
-		return VDisk{}, &state.Error{Err: state.ErrInvalid, Object: "vdisk " + to, Detail: "not a name a disk can have",
+		return VDisk{}, &state.Error{Err: state.ErrInvalid, Object: "vdisk " + to, Field: "name", Detail: "not a name a disk can have",
 			Remedy: "leave the .raw or -flat.vmdk out"}
 	}
 	dir, err := c.makeDirs(ctx, pool.FSID, path.Dir(file))
@@ -390,7 +393,7 @@ func (c *Controller) FromTemplate(ctx context.Context, template string, names []
 	case !d.Info.Template:
 		return nil, &state.Error{Err: state.ErrConflict, Object: object, Detail: "is no template", Remedy: "make it one, or clone it"}
 	case len(names) == 0 || len(names) > FromTemplateMax:
-		return nil, &state.Error{Err: state.ErrInvalid, Object: object, Detail: fmt.Sprintf("%d names", len(names)),
+		return nil, &state.Error{Err: state.ErrInvalid, Object: object, Field: "names", Detail: fmt.Sprintf("%d names", len(names)),
 			Remedy: fmt.Sprintf("give 1 to %d", FromTemplateMax)}
 	}
 	const name = "template"

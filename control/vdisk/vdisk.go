@@ -31,7 +31,6 @@ import (
 	"fmt"
 	"log/slog"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
@@ -99,7 +98,10 @@ type Config struct {
 }
 
 // Controller of vDisks.
-type Controller struct{ cfg Config }
+type Controller struct {
+	cfg   Config
+	names names
+}
 
 // New wires a controller and starts nothing.
 func New(cfg Config) *Controller {
@@ -131,7 +133,7 @@ const (
 
 func checkSize(object string, size int64) error {
 	if size < sectorBytes || size > state.VolumeBytesMax || size%sectorBytes != 0 {
-		return &state.Error{Err: state.ErrInvalid, Object: object, Detail: "size " + bytesize.Format(size),
+		return &state.Error{Err: state.ErrInvalid, Field: "size", Object: object, Detail: "size " + bytesize.Format(size),
 			Remedy: "use a multiple of 512 bytes up to 64 TiB"}
 	}
 	return nil
@@ -144,7 +146,7 @@ func split(v *state.View, name string) (pool state.VPool, disk string, err error
 		if len(name) > 80 {
 			name = name[:80] + "…"
 		}
-		return pool, "", &state.Error{Err: state.ErrInvalid, Object: fmt.Sprintf("vdisk %q", name), Detail: "not a name",
+		return pool, "", &state.Error{Err: state.ErrInvalid, Field: "name", Object: fmt.Sprintf("vdisk %q", name), Detail: "not a name",
 			Remedy: "write vpool/name, such as default/disk1"}
 	}
 	pool, err = v.VPool(p)
@@ -162,7 +164,7 @@ func (c *Controller) Create(ctx context.Context, name string, size int64) (VDisk
 	}
 	file := state.DiskFile(disk)
 	if !state.IsDisk(file) {
-		return VDisk{}, &state.Error{Err: state.ErrInvalid, Object: "vdisk " + name, Detail: "not a name a disk can have",
+		return VDisk{}, &state.Error{Err: state.ErrInvalid, Object: "vdisk " + name, Field: "name", Detail: "not a name a disk can have",
 			Remedy: "leave the .raw or -flat.vmdk out"}
 	}
 	dir, err := c.makeDirs(ctx, pool.FSID, path.Dir(file))
@@ -235,30 +237,11 @@ func (c *Controller) makeDirs(ctx context.Context, fsid uint64, dir string) (uin
 
 // List returns the vDisks of one vPool, or of all where pool is "", by name.
 func (c *Controller) List(_ context.Context, pool string) ([]VDisk, error) {
-	v := c.cfg.Store.View()
-	pools := v.VPools()
-	if pool != "" {
-		p, err := v.VPool(pool)
-		if err != nil {
-			return nil, err
-		}
-		pools = []state.VPool{p}
+	list, err := c.Names(pool)
+	if err != nil {
+		return nil, err
 	}
-	slices.SortFunc(pools, func(a, b state.VPool) int { return strings.Compare(a.Name+"/", b.Name+"/") })
-	var out []VDisk
-	for _, p := range pools {
-		disks := v.Disks(p.FSID)
-		order := make([]int, len(disks)) // rows are large, their places are not
-		for i := range order {
-			order[i] = i
-		}
-		slices.SortFunc(order, func(a, b int) int { return strings.Compare(disks[a].Name, disks[b].Name) })
-		out = slices.Grow(out, len(disks))
-		for _, i := range order {
-			out = append(out, c.with(p, disks[i]))
-		}
-	}
-	return out, nil
+	return c.Describe(list), nil
 }
 
 // Get returns one vDisk.
@@ -333,7 +316,7 @@ func (c *Controller) Rename(ctx context.Context, from, to string) (VDisk, error)
 		file = "/" + strings.TrimPrefix(disk, "/") + "-flat.vmdk"
 	}
 	if !state.IsDisk(file) {
-		return VDisk{}, &state.Error{Err: state.ErrInvalid, Object: "vdisk " + to, Detail: "not a name a disk can have",
+		return VDisk{}, &state.Error{Err: state.ErrInvalid, Object: "vdisk " + to, Field: "name", Detail: "not a name a disk can have",
 			Remedy: "leave the .raw or -flat.vmdk out"}
 	}
 	dir, err := c.makeDirs(ctx, pool.FSID, path.Dir(file))

@@ -35,7 +35,7 @@ func (c *Controller) CanClone(ctx context.Context, s CloneSpec) (VMachine, error
 		return m, err
 	}
 	if len(s.Names) == 0 || len(s.Names) > ClonesMax {
-		return m, &state.Error{Err: state.ErrInvalid, Object: m.object(), Detail: fmt.Sprintf("%d names", len(s.Names)),
+		return m, &state.Error{Err: state.ErrInvalid, Object: m.object(), Field: "names", Detail: fmt.Sprintf("%d names", len(s.Names)),
 			Remedy: fmt.Sprintf("give 1 to %d", ClonesMax)}
 	}
 	if err := m.whole(false); err != nil {
@@ -51,7 +51,7 @@ func (c *Controller) CanClone(ctx context.Context, s CloneSpec) (VMachine, error
 			return m, err
 		}
 		if slices.Contains(s.Names[:i], name) {
-			return m, &state.Error{Err: state.ErrInvalid, Object: "vmachine " + name, Detail: "is named twice"}
+			return m, &state.Error{Err: state.ErrInvalid, Object: "vmachine " + name, Field: "names", Detail: "is named twice"}
 		}
 		if _, err := v.Resolve(pool.FSID, "/"+name); err == nil {
 			return m, &state.Error{Err: state.ErrExist, Object: "directory " + pool.Name + "/" + name}

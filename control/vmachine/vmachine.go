@@ -261,7 +261,7 @@ var nameOf = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._ -]{0,79}$`)
 // CheckName refuses what a new VM cannot be called.
 func CheckName(name string) error {
 	if !nameOf.MatchString(name) || strings.HasSuffix(name, " ") || strings.HasSuffix(name, ".") {
-		return &state.Error{Err: state.ErrInvalid, Object: fmt.Sprintf("vmachine %.80q", name), Detail: "not a name a new VM can have",
+		return &state.Error{Err: state.ErrInvalid, Object: fmt.Sprintf("vmachine %.80q", name), Field: "name", Detail: "not a name a new VM can have",
 			Remedy: "use up to 80 of A-Z a-z 0-9 . _ - and spaces, beginning with a letter or digit"}
 	}
 	return nil

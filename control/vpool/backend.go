@@ -35,28 +35,28 @@ func ParseBackend(text string) (state.Backend, error) {
 	}
 	object := "backend " + strconv.Quote(shown)
 	if strings.Contains(text, "@") {
-		return state.Backend{}, &state.Error{Err: state.ErrInvalid, Object: "backend", Detail: "credentials do not belong into the URL",
+		return state.Backend{}, &state.Error{Err: state.ErrInvalid, Object: "backend", Field: "backend", Detail: "credentials do not belong into the URL",
 			Remedy: "set VARVE_S3_ACCESS_KEY and VARVE_S3_SECRET_KEY, or give --credentials-file"}
 	}
 	u, err := url.Parse(text)
 	if err != nil || u.Fragment != "" || u.Opaque != "" {
-		return state.Backend{}, &state.Error{Err: state.ErrInvalid, Object: object, Detail: "not a backend", Remedy: "use local:///absolute/directory or " + s3Form}
+		return state.Backend{}, &state.Error{Err: state.ErrInvalid, Object: object, Field: "backend", Detail: "not a backend", Remedy: "use local:///absolute/directory or " + s3Form}
 	}
 	switch u.Scheme {
 	case state.BackendLocal:
 		if u.Host != "" || u.RawQuery != "" || u.User != nil || !path.IsAbs(u.Path) {
-			return state.Backend{}, &state.Error{Err: state.ErrInvalid, Object: object, Detail: "not a directory", Remedy: "use local:///absolute/directory"}
+			return state.Backend{}, &state.Error{Err: state.ErrInvalid, Object: object, Field: "backend", Detail: "not a directory", Remedy: "use local:///absolute/directory"}
 		}
 		return state.Backend{Kind: state.BackendLocal, Dir: path.Clean(u.Path)}, nil
 	case state.BackendS3:
 		return parseS3(u, object)
 	}
-	return state.Backend{}, &state.Error{Err: state.ErrInvalid, Object: object, Detail: "not a backend", Remedy: "use local:///absolute/directory or " + s3Form}
+	return state.Backend{}, &state.Error{Err: state.ErrInvalid, Object: object, Field: "backend", Detail: "not a backend", Remedy: "use local:///absolute/directory or " + s3Form}
 }
 
 func parseS3(u *url.URL, object string) (state.Backend, error) {
 	refuse := func(detail, remedy string) (state.Backend, error) {
-		return state.Backend{}, &state.Error{Err: state.ErrInvalid, Object: object, Detail: detail, Remedy: remedy}
+		return state.Backend{}, &state.Error{Err: state.ErrInvalid, Object: object, Field: "backend", Detail: detail, Remedy: remedy}
 	}
 	q, err := url.ParseQuery(u.RawQuery)
 	if err != nil {

@@ -278,7 +278,7 @@ func (c *Controller) seal(pool uuid.UUID, name string, k Keys) (*state.SetSecret
 
 // unusable says why a backend cannot be used, with what the engine knows to do about it.
 func unusable(name string, b state.Backend, err error) error {
-	e := &state.Error{Err: state.ErrInvalid, Object: "vpool " + name, Detail: "its backend does not work: " + err.Error()}
+	e := &state.Error{Err: state.ErrInvalid, Object: "vpool " + name, Field: "backend", Detail: "its backend does not work: " + err.Error()}
 	if r, ok := errors.AsType[interface {
 		error
 		Remedy() string
@@ -299,7 +299,7 @@ func tooWeak(name string, p Probe) error {
 			text = append(text, f.Check+": "+f.Found)
 		}
 	}
-	return &state.Error{Err: state.ErrInvalid, Object: "vpool " + name, Detail: "its backend is not safe: " + strings.Join(text, "; "),
+	return &state.Error{Err: state.ErrInvalid, Object: "vpool " + name, Field: "backend", Detail: "its backend is not safe: " + strings.Join(text, "; "),
 		Remedy: "use a store that honours If-None-Match, or accept the risk with --allow-unsafe-backend"}
 }
 

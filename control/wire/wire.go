@@ -32,6 +32,7 @@ type Refusal struct {
 	Object string   `json:"object,omitempty"`
 	Detail string   `json:"detail,omitempty"`
 	Remedy string   `json:"remedy,omitempty"`
+	Field  string   `json:"field,omitempty"`
 	By     []string `json:"by,omitempty"`
 	Rev    uint64   `json:"rev,omitempty"`
 }
@@ -44,7 +45,7 @@ func packRefusal(err error) *Refusal {
 	if !ok {
 		return &Refusal{Code: "invalid", Object: "command", Detail: err.Error()}
 	}
-	r := &Refusal{Code: "invalid", Object: e.Object, Detail: e.Detail, Remedy: e.Remedy, By: e.By, Rev: e.Rev}
+	r := &Refusal{Code: "invalid", Object: e.Object, Detail: e.Detail, Remedy: e.Remedy, Field: e.Field, By: e.By, Rev: e.Rev}
 	for code, sentinel := range codes {
 		if errors.Is(e.Err, sentinel) {
 			r.Code = code
@@ -61,7 +62,7 @@ func (r *Refusal) unpack() error {
 	if sentinel == nil {
 		sentinel = state.ErrInvalid
 	}
-	return &state.Error{Err: sentinel, Object: r.Object, Detail: r.Detail, Remedy: r.Remedy, By: r.By, Rev: r.Rev}
+	return &state.Error{Err: sentinel, Object: r.Object, Detail: r.Detail, Remedy: r.Remedy, Field: r.Field, By: r.By, Rev: r.Rev}
 }
 
 // Outcome is a raft.Outcome.

@@ -230,6 +230,9 @@ func TestAPIMountTest(t *testing.T) {
 	if out := n.MustCLI(t, "mount", "test", "default"); strings.Contains(out, "FAILED") || !strings.Contains(out, "read back") {
 		t.Fatalf("its own round trip:\n%s", out)
 	}
+	if out, err := n.CLI("mount", "test", "default", "--host", "127.0.0.9", "--wait", "1s", "-o", "json"); err == nil || !strings.Contains(out, `"ok": false`) {
+		t.Errorf("a host that never came passes: %v\n%s", err, out)
+	}
 	done := make(chan error, 1)
 	var out string
 	go func() {
