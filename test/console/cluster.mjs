@@ -26,6 +26,10 @@ await step('three nodes are online', page, async () => {
   await page.getByRole('heading', { name: 'This appliance', exact: true }).waitFor();
   await page.goto(`${urls[0]}/nodes`);
   for (const i of [0, 1, 2]) await state(i, 'Online').waitFor({ timeout: 2 * wait });
+  await page.goto(`${urls[0]}/certificates`);
+  await page.getByText('Valid', { exact: true }).nth(2).waitFor();
+  await page.goto(`${urls[0]}/nodes`);
+  await state(0, 'Online').waitFor();
 });
 
 const lost = async (i, what) => {

@@ -51,7 +51,8 @@ func TestConsole(t *testing.T) {
 	s3 := s3test.StartGateway(t)
 	script(t, "console.mjs", []*harness.Node{n}, "VARVE_URL="+url(n), "VARVE_CODE="+setUp(t, n), "VARVE_NBD="+n.NBDAddr(),
 		fmt.Sprintf("VARVE_NFS_PORT=%d", n.NFSPort), "VARVE_SHOTS="+shots, "VARVE_TMP="+t.TempDir(),
-		"VARVE_S3="+s3.Endpoint, "VARVE_S3_BUCKET="+s3test.Bucket, "VARVE_S3_ACCESS="+s3.Access, "VARVE_S3_SECRET="+s3.SecretKey, "VARVE_S3_DIR="+s3.Dir)
+		"VARVE_S3="+s3.Endpoint, "VARVE_S3_BUCKET="+s3test.Bucket, "VARVE_S3_ACCESS="+s3.Access, "VARVE_S3_SECRET="+s3.SecretKey, "VARVE_S3_DIR="+s3.Dir,
+		fmt.Sprintf("VARVE_SOAK_SECONDS=%.0f", soak(t).Seconds()))
 }
 
 // TestConsoleCluster: three nodes, of which one goes away, and then the leader.
@@ -115,7 +116,7 @@ func setUp(t *testing.T, n *harness.Node) string {
 
 // script runs a script of this directory; it may ask for one of the nodes to be killed, and started again.
 func script(t *testing.T, name string, nodes []*harness.Node, env ...string) {
-	ctx, cancel := context.WithTimeout(t.Context(), limit+soak())
+	ctx, cancel := context.WithTimeout(t.Context(), limit+soak(t))
 	defer cancel()
 	node := "node"
 	if own := harness.Cache("node/bin/node"); exists(own) { // where setup puts Node.js if the system's is too old
@@ -177,8 +178,15 @@ func exists(path string) bool {
 }
 
 // soak is how long the memory of a browser that follows changes is watched, beyond what every run does: VARVE_CONSOLE_SOAK=1h.
-func soak() time.Duration {
-	d, _ := time.ParseDuration(os.Getenv("VARVE_CONSOLE_SOAK"))
+func soak(t *testing.T) time.Duration {
+	text := os.Getenv("VARVE_CONSOLE_SOAK")
+	if text == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatalf("VARVE_CONSOLE_SOAK: %v", err)
+	}
 	return d
 }
 

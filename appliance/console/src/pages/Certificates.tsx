@@ -16,8 +16,8 @@ const s = care.certificates;
 const soon = 7 * 86_400_000;
 const schedule = 'certificates';
 
-function ended(expires: string | undefined): [string, string] {
-  if (!expires || expires.startsWith('0001-')) return ['unknown', s.unknown];
+function ended(expires: string | undefined, reachable: boolean): [string, string] {
+  if (!expires || expires.startsWith('0001-')) return ['unknown', reachable ? s.untold : s.unknown];
   const left = Date.parse(expires) - Date.now();
   return left < 0 ? ['error', s.over] : left < soon ? ['warning', s.soon] : ['ok', s.ok];
 }
@@ -43,7 +43,7 @@ export default function Certificates() {
                 <Thead><Tr><Th>{s.node}</Th><Th>{s.state}</Th><Th>{s.ends}</Th></Tr></Thead>
                 <Tbody>
                   {c.nodes.map((n) => {
-                    const [state, text] = ended(n.certificate_expires);
+                    const [state, text] = ended(n.certificate_expires, n.reachable);
                     return (
                       <Tr key={n.id}>
                         <Td dataLabel={s.node}><Link to={nodePath(n.name)}>{n.name}</Link></Td>

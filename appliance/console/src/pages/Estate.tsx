@@ -172,7 +172,7 @@ export function Backends() {
       <ObjectTable id="backends" label={s.title} op="listBackends" rowKey={(x: Backend) => x.id} search="vpool" searchLabel={s.filter} every={15_000}
         columns={[
           { key: 'vpool', title: s.vpool, cell: (x) => <Link to={`${vpoolPath(x.vpool)}?tab=settings`}>{x.vpool}</Link> }, { key: 'state', title: running.state, cell: (x) => <State value={x.state} /> }, { key: 'kind', title: s.kind, hidden: true, cell: (x) => x.kind },
-          { key: 'url', title: s.url, cell: (x) => <span className="varve-mono">{x.url}</span> }, { key: 'node', title: running.node, hidden: true, cell: (x) => x.node ?? '' }, { key: 'stored', title: s.stored, right: true, cell: (x) => <Bytes n={x.stored} /> },
+          { key: 'url', title: s.url, cell: (x) => <span className="varve-mono">{x.url}</span> }, { key: 'node', title: running.node, hidden: true, cell: (x) => x.node ?? '' }, { key: 'stored', title: s.stored, right: true, hidden: true, cell: (x) => (x.stored > 0 ? <Bytes n={x.stored} /> : '–') },
           { key: 'pending', title: s.pending, right: true, cell: (x) => <Bytes n={x.pending} /> }, { key: 'free', title: s.free, right: true, cell: (x) => (x.total > 0 ? <Bytes n={x.free} /> : '–') }, { key: 'error', title: s.error, hidden: true, cell: (x) => x.error ?? '' },
         ]}
         actions={(x) => [{ title: s.test, disabled: !may('testBackend'), onClick: () => test(x) }]} empty={{ title: s.empty, body: s.emptyBody }} />

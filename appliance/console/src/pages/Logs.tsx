@@ -46,7 +46,7 @@ export default function Logs() {
                   {[...l.items].reverse().map((x) => (
                     <Tr key={`${x.node} ${x.unit} ${x.seq}`}>
                       <Td dataLabel={s.time}><When at={x.at} exact /></Td><Td dataLabel={s.level}><State value={x.level.toLowerCase() === 'warn' ? 'warning' : x.level.toLowerCase()} text={x.level} /></Td><Td dataLabel={s.node}>{x.node}</Td>
-                      <Td dataLabel={s.component} modifier="breakWord" className="varve-mono">{x.component ?? x.unit}</Td>
+                      <Td dataLabel={s.component} modifier="breakWord"><span className="varve-mono">{x.component ?? x.unit}</span></Td>
                       <Td dataLabel={s.message} modifier="breakWord">{x.message} <span className="varve-code varve-dim">{Object.entries(x.attrs ?? {}).map(([k, v]) => `${k}=${v}`).join(' ')}</span></Td>
                     </Tr>
                   ))}

@@ -35,7 +35,7 @@ export default function Updates() {
                       {list.items.map((n) => (
                         <Tr key={n.id}>
                           <Td dataLabel={s.node}><Link to={nodePath(n.name)}>{n.name}</Link></Td>
-                          <Td dataLabel={s.version} className="varve-mono">{n.version}</Td>
+                          <Td dataLabel={s.version}><span className="varve-mono">{n.version}</span></Td>
                           <Td dataLabel={s.vdisks}><Served node={n.name} /></Td>
                         </Tr>
                       ))}

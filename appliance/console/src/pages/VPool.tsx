@@ -70,7 +70,7 @@ function VPoolOverview({ p }: { p: VPool }) {
     <div className="varve-grid">
       <Card><CardTitle component="h2">{s.capacity}</CardTitle><CardBody>
         <Facts items={[
-          [storage.used, <Bytes n={p.stored} />], [storage.free, <><Bytes n={p.free} /> ({percent(p.free, p.total)} %)</>], [storage.total, <Bytes n={p.total} />],
+          [storage.used, <Bytes n={c?.used} />], [storage.free, <><Bytes n={p.free} /> ({percent(p.free, p.total)} %)</>], [storage.total, <Bytes n={p.total} />],
           [s.provisioned, <Bytes n={c?.provisioned} />], [s.growth, c?.growth === undefined ? storage.none : <Bytes n={c.growth} />],
           [s.forecast, c?.full ? time(c.full) : s.forecastNone],
         ]} />

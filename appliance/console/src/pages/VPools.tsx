@@ -5,7 +5,7 @@ import { useState } from 'react';
 import { Link, useNavigate } from 'react-router';
 import { call } from '../api/call';
 import type { ItemOf } from '../api/call';
-import { useRefresh } from '../api/query';
+import { useCall, useRefresh } from '../api/query';
 import { useMay } from '../api/session';
 import { t } from '../strings';
 import { storage } from '../strings/storage';
@@ -28,16 +28,19 @@ export default function VPools() {
   const refresh = useRefresh();
   const [creating, setCreating] = useState(false);
   const [deleting, setDeleting] = useState<VPool>();
+  // What the vDisks hold; the backend itself is not asked how much of it is taken.
+  const capacity = useCall('listCapacity', { query: { limit: 1000 } }, { every: 30_000 });
+  const used = (p: VPool) => capacity.data?.items.find((c) => c.id === p.id)?.used;
   const create = may('createVPool') && <Button onClick={() => setCreating(true)}>{s.create}</Button>;
   return (
-    <Page title={s.title} lead={s.lead} actions={create} operations={['listVPools', 'createVPool', 'deleteVPool']}>
+    <Page title={s.title} lead={s.lead} actions={create} operations={['listVPools', 'listCapacity', 'createVPool', 'deleteVPool']}>
       <ObjectTable id="vpools" label={s.title} op="listVPools" rowKey={(p: VPool) => p.id} every={15_000} sort="name"
         columns={[
           { key: 'name', title: storage.name, cell: (p) => <Link to={vpoolPath(p.name)}>{p.name}</Link> },
           { key: 'backend', title: storage.backend, cell: (p) => <span className="varve-mono">{p.backend}</span> },
           { key: 'vdisks', title: s.vdisks, right: true, cell: (p) => p.vdisks },
           { key: 'files', title: s.files, right: true, hidden: true, cell: (p) => p.files },
-          { key: 'stored', title: storage.used, right: true, cell: (p) => <Bytes n={p.stored} /> },
+          { key: 'stored', title: storage.used, right: true, sortable: false, cell: (p) => <Bytes n={used(p)} />, csv: used },
           { key: 'free', title: storage.free, right: true, cell: (p) => <><Bytes n={p.free} /> <span className="varve-dim">({percent(p.free, p.total)} %)</span></> },
           { key: 'total', title: storage.total, right: true, hidden: true, cell: (p) => <Bytes n={p.total} /> },
           { key: 'class', title: s.durability, cell: (p) => <State value={p.class} /> },

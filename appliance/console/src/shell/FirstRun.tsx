@@ -207,7 +207,7 @@ function Disks() {
             <Thead><Tr><Th>{s.disk}</Th><Th>{s.kind}</Th><Th>{s.size}</Th><Th>{s.roles}</Th></Tr></Thead>
             <Tbody>
               {list.items.map((d) => (
-                <Tr key={d.id}><Td dataLabel={s.disk} className="varve-mono">{d.device} {d.model}</Td><Td dataLabel={s.kind}>{d.kind}</Td><Td dataLabel={s.size}><Bytes n={d.size} /></Td>
+                <Tr key={d.id}><Td dataLabel={s.disk}><span className="varve-mono">{d.device} {d.model}</span></Td><Td dataLabel={s.kind}>{d.kind}</Td><Td dataLabel={s.size}><Bytes n={d.size} /></Td>
                   <Td dataLabel={s.roles}>{d.roles.join(', ') || s.unused}</Td></Tr>
               ))}
             </Tbody>

@@ -30,6 +30,7 @@ export function Frame() {
   // A new page begins at its top, and screen readers go on from its heading.
   useEffect(() => {
     document.querySelector('.pf-v6-c-page__main-container')?.scrollTo(0, 0);
+    document.querySelector('.pf-v6-c-nav__link.pf-m-current')?.scrollIntoView({ block: 'nearest' });
   }, [pathname]);
 
   return (

@@ -1,7 +1,7 @@
 // Certificates, support bundle, updates, and what the loss of a node would mean.
 export const care = {
   certificates: {
-    title: 'Certificates', lead: 'Nodes know each other by certificates of the cluster\'s own authority. A schedule renews them long before they end.', node: 'Node', ends: 'Ends', state: 'State', ok: 'Valid', soon: 'Ends soon', over: 'Has ended', unknown: 'No word from it',
+    title: 'Certificates', lead: 'Nodes know each other by certificates of the cluster\'s own authority. A schedule renews them long before they end.', node: 'Node', ends: 'Ends', state: 'State', ok: 'Valid', soon: 'Ends soon', over: 'Has ended', unknown: 'No word from it', untold: 'Not known: it has no port for other nodes',
     renew: 'Renew what ends soon', renewing: 'A task looks at every node; watch it in the task drawer', renewal: 'Renewal', last: 'Last looked', next: 'Next', off: 'The schedule is switched off: nothing is renewed by itself.', name: 'Schedule', of: 'Certificates of the nodes',
     browser: 'The certificate that your browser sees', browserBody: 'It is signed by the same authority. To have the browser trust it, import the authority\'s certificate: DATA/tls/ca.crt on any appliance.',
   },

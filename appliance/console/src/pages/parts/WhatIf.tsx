@@ -16,7 +16,7 @@ export function WhatIf() {
   const nodes = cluster.data?.nodes ?? [];
   const name = nodes.some((n) => n.name === chosen) ? chosen : cluster.data?.self ?? nodes[0]?.name ?? '';
   return (
-    <Card><CardTitle component="h2">{s.title}</CardTitle><CardBody className="varve-stack">
+    <Card className="varve-wide"><CardTitle component="h2">{s.title}</CardTitle><CardBody className="varve-stack">
       <Content component="p" className="varve-dim">{s.lead}</Content>
       <Loaded query={cluster}>
         {(c) => (
