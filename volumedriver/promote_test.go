@@ -282,3 +282,17 @@ func TestPromoteRefused(t *testing.T) {
 	p.holds(p.parent, "32221111", uuid.Nil, "s1:11111111+", "s2:22221111+")
 	must(t, p.stop())
 }
+
+// TestPromoteAfterRollback: the parent stands on a line of its own, which begins at what is handed over.
+func TestPromoteAfterRollback(t *testing.T) {
+	p := newPromoted(t, PoolOptions{})
+	must(t, p.volume(p.parent).Rollback(t.Context(), p.s2, SnapshotSpec{ID: uuid.New(), Name: "before"}))
+	lines, err := p.d.Promote(t.Context(), p.volume(p.young), p.s2)
+	must(t, err)
+	if len(lines) != 3 {
+		t.Errorf("lineages %+v", lines)
+	}
+	p.holds(p.parent, "22221111", p.young, "before:32221111")
+	p.holds(p.young, "22221114", uuid.Nil, "s1:11111111+", "s2:22221111+")
+	must(t, p.stop())
+}

@@ -312,6 +312,10 @@ func (e *env) vdiskVerbs() []*cobra.Command {
 			flags: func(s *pflag.FlagSet) { s.BoolVar(&force, "force", false, "also while clients have it open") }}),
 		e.verb(verb{use: "flatten VPOOL/NAME", short: "Give a clone data of its own, until it needs its parent no more", args: []string{"VPOOL/NAME"},
 			method: http.MethodPost, path: diskPath("flatten"), task: true, complete: e.completeVDisks}),
+		e.verb(verb{use: "promote VPOOL/NAME", short: "Give a clone the snapshots that it shares with its parent, and make the parent a clone of it", args: []string{"VPOOL/NAME"},
+			long: "Give a clone the snapshots of its parent up to the one that it was made from, and make the parent a clone of it,\n" +
+				"so that the parent can be deleted. Nothing is copied.",
+			method: http.MethodPost, path: diskPath("promote"), complete: e.completeVDisks}),
 		e.rewind(),
 		e.verb(verb{use: "rewind-window VPOOL/NAME", short: "Say how far back a vDisk can be had as it was", args: []string{"VPOOL/NAME"},
 			method: http.MethodGet, path: diskPath("rewind"), complete: e.completeVDisks}),

@@ -262,6 +262,7 @@ func (r *Remote) answer() {
 		return nothing(e.Rollback(ctx, c.Volume, c.ID, c.Spec))
 	})
 	on("clone", func(ctx context.Context, c engineCall) (any, error) { return nothing(e.Clone(ctx, c.Volume)) })
+	on("promote", func(ctx context.Context, c engineCall) (any, error) { return e.Promote(ctx, c.Volume) })
 	on("template", func(ctx context.Context, c engineCall) (any, error) {
 		return nothing(e.SetTemplate(ctx, c.Volume, c.On))
 	})
@@ -479,6 +480,14 @@ func (r *Remote) Ledger(ctx context.Context, vol state.Volume) (out vdisk.Ledger
 		return out, r.ask(ctx, node, "ledger", engineCall{Volume: vol}, &out, false)
 	}
 	return r.Engine.Ledger(ctx, vol)
+}
+
+// Promote implements vdisk.SnapshotEngine.
+func (r *Remote) Promote(ctx context.Context, vol state.Volume) (out []state.NewParent, err error) {
+	if node, away := r.away(vol); away {
+		return out, r.ask(ctx, node, "promote", engineCall{Volume: vol}, &out, true)
+	}
+	return r.Engine.Promote(ctx, vol)
 }
 
 // RewindRange implements vdisk.SnapshotEngine. Flatten and Rewind themselves are tasks of the owner.

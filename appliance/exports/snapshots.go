@@ -23,6 +23,7 @@ func spoken(object string, err error) error {
 		{blockio.ErrReadOnly, state.ErrConflict},
 		{blockio.ErrBusy, state.ErrConflict},
 		{volumedriver.ErrRewind, state.ErrInvalid},
+		{volumedriver.ErrNoParent, state.ErrConflict},
 	} {
 		if errors.Is(err, w.from) {
 			return &state.Error{Err: w.to, Object: object, Detail: err.Error()}
@@ -137,6 +138,26 @@ func (e *Engine) Rollback(ctx context.Context, vol state.Volume, id uuid.UUID, s
 // Flatten implements vdisk.SnapshotEngine.
 func (e *Engine) Flatten(ctx context.Context, vol state.Volume, progress func(done, total int64)) error {
 	return e.with(ctx, vol, func(v *volumedriver.Volume) error { return e.volumes.driver.Flatten(ctx, v, progress) })
+}
+
+// Promote implements vdisk.SnapshotEngine.
+func (e *Engine) Promote(ctx context.Context, vol state.Volume) (out []state.NewParent, err error) {
+	from := uuid.Nil
+	if vol.Parent != nil {
+		from = vol.Parent.Snapshot
+	}
+	err = e.with(ctx, vol, func(v *volumedriver.Volume) error {
+		lines, err := e.volumes.driver.Promote(ctx, v, from)
+		for _, l := range lines {
+			n := state.NewParent{Volume: l.Volume}
+			if l.Parent != uuid.Nil {
+				n.Parent = &state.VolumeParent{Volume: l.Parent, Snapshot: l.Snapshot}
+			}
+			out = append(out, n)
+		}
+		return err
+	})
+	return out, err
 }
 
 // Rewind implements vdisk.SnapshotEngine.

@@ -298,7 +298,10 @@ func (a customerAPI) WaitLevel(ctx context.Context, r v1.WaitLevelRequestObject)
 func (s *Server) toTrashed(t state.Trashed) v1.Trashed {
 	name := t.Path
 	if p, err := s.cfg.Store.View().VPoolByID(t.Pool); err == nil {
-		disk, _ := state.DiskName(t.Path)
+		disk, ok := state.DiskName(t.Path)
+		if !ok { // a file that went with its VM
+			disk = t.Path
+		}
 		name = p.Name + "/" + strings.TrimPrefix(disk, "/")
 	}
 	return v1.Trashed{ID: t.ID, Name: name, Size: v1.Size(t.Size), Removed: utc(t.Removed), Until: utc(t.Until)}
@@ -423,6 +426,24 @@ func (a customerAPI) FlattenVDisk(ctx context.Context, r v1.FlattenVDiskRequestO
 		return nil, err
 	}
 	return v1.FlattenVDisk202JSONResponse{Body: task, Headers: v1.FlattenVDisk202ResponseHeaders{Location: location("tasks", task.ID.String())}}, nil
+}
+
+func (a customerAPI) PromoteVDisk(ctx context.Context, r v1.PromoteVDiskRequestObject) (v1.PromoteVDiskResponseObject, error) {
+	d, err := a.vdisk(ctx, r.Vdisk)
+	if err != nil {
+		return nil, err
+	}
+	name := d.FullName()
+	about(ctx, "vdisk "+name)
+	if d.Volume.Parent == nil {
+		return nil, &state.Error{Err: state.ErrConflict, Object: "vdisk " + name, Detail: "is no clone", Remedy: "there is nothing to take over"}
+	}
+	if r.Params.DryRun {
+		return nil, wouldDo("gives vDisk "+name+" the snapshots that it shares with its parent", []string{"the parent is a clone of it then",
+			"the parent can be deleted, if nothing else needs it", "nothing is copied"}, nil, nil, "")
+	}
+	d, err = a.cfg.VDisks.Promote(ctx, name)
+	return v1.PromoteVDisk200JSONResponse(toVDisk(d, a.naming())), err
 }
 
 func (a customerAPI) GetRewind(ctx context.Context, r v1.GetRewindRequestObject) (v1.GetRewindResponseObject, error) {

@@ -206,6 +206,23 @@ func (e *Engine) Flatten(_ context.Context, v state.Volume, progress func(done, 
 	return nil
 }
 
+// Promote implements vdisk.SnapshotEngine, for a family of two.
+func (e *Engine) Promote(_ context.Context, v state.Volume) ([]state.NewParent, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.fail["Promote"]; err != nil {
+		return nil, err
+	}
+	of, old := e.volumeLocked(v.ID), e.volumeLocked(v.Parent.Volume)
+	i := slices.IndexFunc(old.snaps, func(s vdisk.Snapshot) bool { return s.ID == v.Parent.Snapshot })
+	if i < 0 {
+		return nil, &state.Error{Err: state.ErrNotFound, Object: "snapshot " + v.Parent.Snapshot.String()}
+	}
+	of.snaps, old.snaps = append(slices.Clone(old.snaps[:i+1]), of.snaps...), slices.Clone(old.snaps[i+1:])
+	of.parent, old.parent = old.parent, &state.VolumeParent{Volume: v.ID, Snapshot: v.Parent.Snapshot}
+	return []state.NewParent{{Volume: v.ID, Parent: of.parent}, {Volume: v.Parent.Volume, Parent: old.parent}}, nil
+}
+
 // Rewind implements vdisk.SnapshotEngine. The window is an hour.
 func (e *Engine) Rewind(_ context.Context, v state.Volume, at time.Time, s vdisk.SnapshotSpec, progress func(done, total int64)) (vdisk.Snapshot, error) {
 	e.mu.Lock()

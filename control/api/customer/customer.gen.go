@@ -2679,6 +2679,15 @@ type FlattenVDiskParams struct {
 	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// PromoteVDiskParams defines parameters for PromoteVDisk.
+type PromoteVDiskParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// IdempotencyKey The same key gives the same answer for 24 hours and is done once
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // RewindVDiskParams defines parameters for RewindVDisk.
 type RewindVDiskParams struct {
 	// DryRun Say what would be done, do nothing
@@ -3341,6 +3350,9 @@ type ServerInterface interface {
 	// GetLedger How far what was accepted has come
 	// (GET /vdisks/{vdisk}/ledger)
 	GetLedger(ctx echo.Context, vdisk VDiskName) error
+	// PromoteVDisk Make a clone the owner of the snapshots that it shares with its parent, and the parent a clone of it
+	// (POST /vdisks/{vdisk}/promote)
+	PromoteVDisk(ctx echo.Context, vdisk VDiskName, params PromoteVDiskParams) error
 	// GetRewind How far back a vDisk can be had as it was
 	// (GET /vdisks/{vdisk}/rewind)
 	GetRewind(ctx echo.Context, vdisk VDiskName) error
@@ -6906,6 +6918,48 @@ func (w *ServerInterfaceWrapper) GetLedger(ctx echo.Context) error {
 	return err
 }
 
+// PromoteVDisk converts echo context to params.
+func (w *ServerInterfaceWrapper) PromoteVDisk(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vdisk" -------------
+	var vdisk VDiskName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vdisk", ctx.Param("vdisk"), &vdisk, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vdisk: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params PromoteVDiskParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.PromoteVDisk(ctx, vdisk, params)
+	return err
+}
+
 // GetRewind converts echo context to params.
 func (w *ServerInterfaceWrapper) GetRewind(ctx echo.Context) error {
 	var err error
@@ -8004,6 +8058,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/vdisks/:vdisk/clones", wrapper.CloneVDisk, options.OperationMiddlewares["cloneVDisk"]...)
 	router.POST(options.BaseURL+"/vdisks/:vdisk/copies", wrapper.CreateFromTemplate, options.OperationMiddlewares["createFromTemplate"]...)
 	router.POST(options.BaseURL+"/vdisks/:vdisk/flatten", wrapper.FlattenVDisk, options.OperationMiddlewares["flattenVDisk"]...)
+	router.POST(options.BaseURL+"/vdisks/:vdisk/promote", wrapper.PromoteVDisk, options.OperationMiddlewares["promoteVDisk"]...)
 	router.GET(options.BaseURL+"/vdisks/:vdisk/rewind", wrapper.GetRewind, options.OperationMiddlewares["getRewind"]...)
 	router.POST(options.BaseURL+"/vdisks/:vdisk/rewind", wrapper.RewindVDisk, options.OperationMiddlewares["rewindVDisk"]...)
 	router.PUT(options.BaseURL+"/vdisks/:vdisk/template", wrapper.SetTemplate, options.OperationMiddlewares["setTemplate"]...)
@@ -12747,6 +12802,46 @@ func (response GetLedgerdefaultApplicationProblemPlusJSONResponse) VisitGetLedge
 	return err
 }
 
+type PromoteVDiskRequestObject struct {
+	Vdisk  VDiskName `json:"vdisk"`
+	Params PromoteVDiskParams
+}
+
+type PromoteVDiskResponseObject interface {
+	VisitPromoteVDiskResponse(w http.ResponseWriter) error
+}
+
+type PromoteVDisk200JSONResponse VDisk
+
+func (response PromoteVDisk200JSONResponse) VisitPromoteVDiskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PromoteVDiskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response PromoteVDiskdefaultApplicationProblemPlusJSONResponse) VisitPromoteVDiskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetRewindRequestObject struct {
 	Vdisk VDiskName `json:"vdisk"`
 }
@@ -14482,6 +14577,9 @@ type StrictServerInterface interface {
 	// GetLedger How far what was accepted has come
 	// (GET /vdisks/{vdisk}/ledger)
 	GetLedger(ctx context.Context, request GetLedgerRequestObject) (GetLedgerResponseObject, error)
+	// PromoteVDisk Make a clone the owner of the snapshots that it shares with its parent, and the parent a clone of it
+	// (POST /vdisks/{vdisk}/promote)
+	PromoteVDisk(ctx context.Context, request PromoteVDiskRequestObject) (PromoteVDiskResponseObject, error)
 	// GetRewind How far back a vDisk can be had as it was
 	// (GET /vdisks/{vdisk}/rewind)
 	GetRewind(ctx context.Context, request GetRewindRequestObject) (GetRewindResponseObject, error)
@@ -17717,6 +17815,32 @@ func (sh *strictHandler) GetLedger(ctx echo.Context, vdisk VDiskName) error {
 		return err
 	} else if validResponse, ok := response.(GetLedgerResponseObject); ok {
 		return validResponse.VisitGetLedgerResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// PromoteVDisk operation middleware
+func (sh *strictHandler) PromoteVDisk(ctx echo.Context, vdisk VDiskName, params PromoteVDiskParams) error {
+	var request PromoteVDiskRequestObject
+
+	request.Vdisk = vdisk
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.PromoteVDisk(ctx.Request().Context(), request.(PromoteVDiskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PromoteVDisk")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(PromoteVDiskResponseObject); ok {
+		return validResponse.VisitPromoteVDiskResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
