@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 
@@ -18,9 +19,12 @@ type fsm struct {
 	failure *failure
 	log     *slog.Logger
 
+	// applied is the last command applied. It is written with mu held and read without: whoever has just committed a command would
+	// queue for mu behind the commands that are being applied after it, and with it every other one.
+	applied atomic.Uint64
+
 	// mu orders applying with following. It guards what is below.
 	mu        sync.Mutex
-	applied   uint64        // the last command applied
 	changed   chan struct{} // closed and replaced when applied grows; nil while nobody waits
 	followers map[*Feed]struct{}
 	hashes    hashes
@@ -57,7 +61,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 
 // advance tells whoever waits; mu is held.
 func (f *fsm) advance(index uint64) {
-	f.applied = index
+	f.applied.Store(index)
 	if f.changed != nil {
 		close(f.changed)
 		f.changed = nil
@@ -66,9 +70,9 @@ func (f *fsm) advance(index uint64) {
 
 // reach waits until the command at index is applied.
 func (f *fsm) reach(ctx context.Context, index uint64) error {
-	for {
+	for f.applied.Load() < index {
 		f.mu.Lock()
-		if f.applied >= index {
+		if f.applied.Load() >= index {
 			f.mu.Unlock()
 			return nil
 		}
@@ -85,6 +89,7 @@ func (f *fsm) reach(ctx context.Context, index uint64) error {
 			return fmt.Errorf("%w: this node has not caught up with entry %d: %w", ErrUnavailable, index, ctx.Err())
 		}
 	}
+	return nil
 }
 
 // restored follows a store that was restored: followers have to begin anew.

@@ -49,10 +49,7 @@ func (n *Node) Leadership() <-chan bool { return n.raft.LeaderCh() }
 
 // Indexes are how far this node's log and state have come.
 func (n *Node) Indexes() (log, committed, applied uint64) {
-	n.fsm.mu.Lock()
-	applied = n.fsm.applied
-	n.fsm.mu.Unlock()
-	return n.raft.LastIndex(), n.raft.CommitIndex(), applied
+	return n.raft.LastIndex(), n.raft.CommitIndex(), n.fsm.applied.Load()
 }
 
 func (n *Node) change(ctx context.Context, what string, id uuid.UUID, f raft.Future) error {

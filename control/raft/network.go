@@ -295,8 +295,4 @@ func (n *Node) atLeader(ctx context.Context, f func(context.Context, uuid.UUID) 
 }
 
 // seen is the index of the last command that this node has applied.
-func (n *Node) seen() uint64 {
-	n.fsm.mu.Lock()
-	defer n.fsm.mu.Unlock()
-	return n.fsm.applied
-}
+func (n *Node) seen() uint64 { return n.fsm.applied.Load() }
