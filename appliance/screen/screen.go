@@ -88,6 +88,7 @@ const (
 
 	tryFor       = 60 * time.Second
 	factsEvery   = 2 * time.Second
+	calmEvery    = 10 * time.Second // a look takes handshakes and calls, which are not to cost what guests need
 	commandLimit = 3 * time.Minute
 	inputMax     = 4096
 )
@@ -199,7 +200,11 @@ func (m *Model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	switch msg := msg.(type) {
 	case factsMsg:
 		m.facts = Facts(msg)
-		return m, tea.Tick(factsEvery, func(time.Time) tea.Msg { return m.look()() })
+		wait := factsEvery
+		if m.facts.Good {
+			wait = calmEvery
+		}
+		return m, tea.Tick(wait, func(time.Time) tea.Msg { return m.look()() })
 	case tickMsg:
 		if m.mode == trying && !m.now().Before(m.until) {
 			return m, tea.Batch(tick(), m.do("Taking the network back", func(ctx context.Context) (string, error) {

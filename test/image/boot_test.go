@@ -40,10 +40,10 @@ set -e
 load nfsv3; load nbd
 MOUNT="/tools/mount.nfs -o vers=3,nolock,proto=tcp,port=NFSPORT,mountport=NFSPORT,mountproto=tcp,hard HOST:/default /mnt"
 $MOUNT
-/tools/fio --eta=never --name=nfs --directory=/mnt --rw=randwrite --bs=4k --size=12M --ioengine=psync --verify=crc32c --verify_fatal=1 --do_verify=1 --end_fsync=1 --output=/tmp/nfs.out || { cat /tmp/nfs.out; exit 1; }
+/tools/fio --eta=never --name=nfs --directory=/mnt --rw=randwrite --bs=4k --size=4M --ioengine=psync --verify=crc32c --verify_fatal=1 --do_verify=1 --end_fsync=1 --output=/tmp/nfs.out || { cat /tmp/nfs.out; exit 1; }
 truncate -s 128M /mnt/disk1.raw
 /tools/nbd-client HOST NBDPORT -N default/disk1 -b 4096 -timeout 120 /dev/nbd0 >/dev/null
-/tools/fio --eta=never --name=nbd --filename=/dev/nbd0 --rw=randwrite --bs=4k --size=12M --ioengine=psync --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --fsync=64 --output=/tmp/nbd.out || { cat /tmp/nbd.out; exit 1; }
+/tools/fio --eta=never --name=nbd --filename=/dev/nbd0 --rw=randwrite --bs=4k --size=4M --ioengine=psync --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --fsync=64 --output=/tmp/nbd.out || { cat /tmp/nbd.out; exit 1; }
 /tools/mke2fs -q -t ext4 -F /dev/nbd0
 mkdir /fs; mount -t ext4 /dev/nbd0 /fs
 dd if=/dev/urandom of=/fs/blob bs=1M count=8 2>/dev/null; blob=$(sha256sum < /fs/blob)
