@@ -9,7 +9,7 @@ const { VARVE_URL: url, VARVE_CODE: code, VARVE_NBD: nbd, VARVE_NFS_PORT: nfsPor
 const { VARVE_S3: s3, VARVE_S3_BUCKET: bucket, VARVE_S3_ACCESS: s3Access, VARVE_S3_SECRET: s3Secret, VARVE_S3_DIR: s3Dir } = process.env;
 const soak = Number(process.env.VARVE_SOAK_SECONDS ?? 0);
 
-const open = () => openPage([url]);
+const open = (as) => openPage([url], as);
 const page = await open();
 const step = (name, f) => stepOf(name, page, f);
 const keys = keyboard(page);
@@ -197,8 +197,10 @@ await step('every dialog by the keyboard alone', async () => {
     ['/domains', 'Create domain'], ['/users', 'Create user'], ['/users?tab=groups', 'Create group'], ['/clients', 'Create client'], ['/tokens', 'Create token'], ['/sinks', 'Add a receiver'], ['/config', 'Set'],
     ['/branding', 'Add a branding'], ['/vpools/default', 'Delete'], ['/vpools/default?tab=settings', 'Change who may mount it'], [`${disk}?tab=settings`, 'Set limits'], [disk, 'Take snapshot'],
     ...['Clone', 'Resize', 'Rename', 'Make template', 'As it was at a time', 'Delete'].map((item) => [disk, 'Actions', item])];
+  let on = '';
   for (const [path, opener, item] of dialogs) {
-    await go(path);
+    if (path !== on) await go(path);
+    on = path;
     await page.getByRole('button', { name: opener, exact: true }).first().waitFor();
     await keys.open(opener, item)
       .then(() => page.screenshot({ path: `${shots}/dialog-${(item ?? opener).replace(/\W+/g, '-')}-${path.split(/\W/)[1]}-light-1280.png` }))
@@ -386,8 +388,8 @@ await step('1,000 vDisks, 10,000 snapshots', async () => {
 // goes from page to page meanwhile does not grow. VARVE_CONSOLE_SOAK=1h watches for an hour instead.
 await step('live updates under load: bytes, memory', async () => {
   const seconds = Math.max(30, soak);
-  const watching = await page.context().newPage();
-  const cdp = await page.context().newCDPSession(watching);
+  const watching = await open(page);
+  const cdp = await watching.context().newCDPSession(watching);
   await cdp.send('Network.enable');
   let bytes = 0;
   const streams = new Set();
@@ -400,8 +402,8 @@ await step('live updates under load: bytes, memory', async () => {
   await watching.goto(`${url}/vdisks?q=many&per=100`);
   await watching.getByText('Live', { exact: true }).waitFor();
   await watching.getByRole('link', { name: 'default/many/d0', exact: true }).waitFor();
-  const walker = await page.context().newPage();
-  const heap = await page.context().newCDPSession(walker);
+  const walker = await open(page);
+  const heap = await walker.context().newCDPSession(walker);
   await walker.goto(`${url}/`);
   const used = async () => {
     await heap.send('HeapProfiler.collectGarbage');
@@ -452,8 +454,8 @@ await step('live updates under load: bytes, memory', async () => {
   } finally {
     stop = true;
     await changes;
-    await watching.close();
-    await walker.close();
+    await watching.context().close();
+    await walker.context().close();
   }
 });
 
@@ -466,8 +468,7 @@ const started = Date.now();
 const queue = [...routes];
 /** Takes pages from the queue: each in light and dark, wide and narrow. */
 async function look() {
-  const p = await page.context().newPage();
-  p.setDefaultTimeout(wait);
+  const p = await open(page);
   for (let route = queue.shift(); route !== undefined; route = queue.shift()) {
     const path = route;
     await stepOf(`page ${path}`, p, async () => {
@@ -487,13 +488,13 @@ async function look() {
         for (const v of result.violations) wrong.push(`${theme} ${width}: ${v.id}: ${v.nodes.slice(0, 3).map((n) => `${n.target} ${n.failureSummary}`).join(' | ')}`);
         // The navigation folds a moment after the width has changed.
         await p.waitForFunction(() => document.documentElement.scrollWidth <= window.innerWidth && !(document.querySelector('main')?.scrollWidth > document.querySelector('main')?.clientWidth + 1),
-          undefined, { timeout: 5000 }).catch(() => wrong.push(`${theme} ${width}: it scrolls sideways`));
+          undefined, { timeout: wait, polling: 100 }).catch(() => wrong.push(`${theme} ${width}: it scrolls sideways`));
         if (!(theme === 'light' && width === 390)) await p.screenshot({ path: `${shots}/page${path.replace(/\W+/g, '-')}-${theme}-${width}.png` });
       }
       must(wrong.length === 0, wrong.join('\n'));
     });
   }
-  await p.close();
+  await p.context().close();
 }
 await Promise.all([look(), look()]);
 show(`${routes.length} pages, ${runs} axe runs (light and dark, 1280 and 390) in ${Math.round((Date.now() - started) / 1000)} s`);

@@ -103,7 +103,7 @@ function UserDialog({ user, onClose }: { user?: User; onClose: () => void }) {
       }}>
       {!user && <TextField label={s.userName} name="name" value={name} onChange={setName} required autoFocus help={s.nameHelp} />}
       <TextField label={s.full} name="full_name" value={full} onChange={setFull} />
-      <TextField label={user ? s.newPassword : s.password} name="password" type="password" value={password} onChange={setPassword} autoComplete="new-password" required={!user} help={user ? s.newPasswordHelp : t.signIn.password} />
+      <TextField label={user ? s.newPassword : s.password} name="password" type="password" value={password} onChange={setPassword} autoComplete="new-password" required={!user} help={user ? s.newPasswordHelp : s.passwordHelp} />
       <ChoicesField label={running.roles} name="roles" value={chosen} onChange={setChosen} options={roles} />
       {(groups.data?.items.length ?? 0) > 0 && <ChoicesField label={s.groups} name="groups" value={member} onChange={setMember} options={(groups.data?.items ?? []).map((g) => [g.name, g.name])} />}
       {user && <CheckField label={s.disable} name="disabled" value={disabled} onChange={setDisabled} />}

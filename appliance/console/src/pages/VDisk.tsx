@@ -6,11 +6,12 @@ import { call } from '../api/call';
 import type { Answer } from '../api/call';
 import { useCall, useRefresh } from '../api/query';
 import { useMay } from '../api/session';
+import { t } from '../strings';
 import { storage } from '../strings/storage';
 import { ActionMenu } from '../ui/ActionMenu';
 import type { MenuAction } from '../ui/ActionMenu';
 import { Charts } from '../ui/Chart';
-import { FormDialog } from '../ui/dialog';
+import { Destroy, FormDialog } from '../ui/dialog';
 import { CheckField, TextField } from '../ui/fields';
 import { bytes, bytesDecimal, duration, number, parseBytes, splitName, time } from '../ui/format';
 import { nodePath, vdiskPath, vpoolPath } from '../ui/names';
@@ -27,7 +28,7 @@ import { URLTabs } from '../ui/URLTabs';
 
 const s = storage.vdisks;
 type VDisk = Answer<'getVDisk'>;
-type Dialog = '' | 'snapshot' | 'clone' | 'resize' | 'rename' | 'delete' | 'template' | 'flatten' | 'rewind';
+type Dialog = '' | 'snapshot' | 'clone' | 'resize' | 'rename' | 'delete' | 'template' | 'flatten' | 'promote' | 'rewind';
 
 export default function VDiskPage() {
   const { vdisk = '' } = useParams();
@@ -41,13 +42,13 @@ export default function VDiskPage() {
   const more: MenuAction[] = d ? [
     { title: s.clone, disabled: !may('cloneVDisk'), onClick: to('clone') }, { title: s.resize, disabled: !may('patchVDisk') || d.template, onClick: to('resize') },
     { title: s.rename, disabled: !may('patchVDisk'), onClick: to('rename') }, { title: d.template ? s.untemplate : s.template, disabled: !may('setTemplate'), onClick: to('template') },
-    { title: s.rewind, disabled: !may('rewindVDisk'), onClick: to('rewind') }, ...(d.parent ? [{ title: s.flatten, disabled: !may('flattenVDisk'), onClick: to('flatten') }] : []),
+    { title: s.rewind, disabled: !may('rewindVDisk'), onClick: to('rewind') }, ...(d.parent ? [{ title: s.flatten, disabled: !may('flattenVDisk'), onClick: to('flatten') }, { title: s.promote, disabled: !may('promoteVDisk'), onClick: to('promote') }] : []),
     { title: s.delete, disabled: !may('deleteVDisk'), danger: true, separated: true, onClick: to('delete') },
   ] : [];
   return (
     <Page title={vdisk} trail={[[s.title, '/vdisks']]} label={d && <State value={vdiskState(d)} />} names={{ vdisk }}
       operations={['getVDisk', 'createSnapshot', 'cloneVDisk', 'rollbackVDisk', 'patchVDisk', 'deleteVDisk', 'setTemplate', 'getLedger', 'waitLevel', 'explainVDisk', 'listSnapshots', 'patchSnapshot',
-        'deleteSnapshot', 'getPolicy', 'setPolicy', 'flattenVDisk', 'rewindVDisk', 'getHistory']}
+        'deleteSnapshot', 'getPolicy', 'setPolicy', 'flattenVDisk', 'promoteVDisk', 'rewindVDisk', 'getHistory']}
       actions={d && (
         <>
           {may('createSnapshot') && <Button onClick={() => setDialog('snapshot')}>{s.snapshot}</Button>}
@@ -72,6 +73,7 @@ export default function VDiskPage() {
       {d && dialog === 'delete' && <DeleteVDisk disk={d} onClose={close} onDeleted={() => void go('/vdisks')} />}
       {d && dialog === 'template' && <Template d={d} onClose={close} />}
       {d && dialog === 'flatten' && <Flatten d={d} onClose={close} />}
+      {d && dialog === 'promote' && <Promote d={d} onClose={close} />}
       {d && dialog === 'rewind' && <Rewind d={d} onClose={close} />}
     </Page>
   );
@@ -219,6 +221,17 @@ function Flatten({ d, onClose }: { d: VDisk; onClose: () => void }) {
   );
 }
 
+function Promote({ d, onClose }: { d: VDisk; onClose: () => void }) {
+  const toast = useToast();
+  const refresh = useRefresh();
+  return (
+    <Destroy title={s.promoteTitle(d.name)} verb={s.promote} op="promoteVDisk" args={{ path: { vdisk: d.name } }} onClose={onClose}
+      onDone={() => { toast.done(s.promoted(d.name)); void refresh('getVDisk', 'listVDisks', 'listSnapshots'); }}>
+      <p>{s.promoteBody(d.parent ?? '')}</p>
+    </Destroy>
+  );
+}
+
 function Rewind({ d, onClose }: { d: VDisk; onClose: () => void }) {
   const range = useCall('getRewind', { path: { vdisk: d.name } });
   const [at, setAt] = useState('');
@@ -227,7 +240,7 @@ function Rewind({ d, onClose }: { d: VDisk; onClose: () => void }) {
   const refresh = useRefresh();
   const from = range.data?.from;
   return (
-    <FormDialog title={s.rewindTitle(d.name)} description={from ? s.rewindHelp(time(from)) : s.rewindNone} submit={s.rewind} onClose={onClose} disabled={!from || !at} onSubmit={async () => {
+    <FormDialog title={s.rewindTitle(d.name)} description={from ? s.rewindHelp(time(from)) : s.rewindNone} submit={t.create} onClose={onClose} disabled={!from || !at} onSubmit={async () => {
       await call('rewindVDisk', { path: { vdisk: d.name }, body: { at: new Date(at).toISOString(), ...(name ? { name } : {}) } });
       await refresh('listTasks');
       toast.done(s.rewindStarted);
