@@ -26,6 +26,7 @@ const (
 	sealIdle        = 10 * time.Second // at least sealIdleBytes, and nothing new for so long: sealed
 	sealIdleBytes   = 1 << 20
 	sealAnyAge      = 60 * time.Second // anything older is sealed
+	cachedIdle      = time.Second      // nothing new for so long: what is sealed stays in the page cache
 	eagerOccupancy  = 0.2              // of the log: an SCO's worth is sealed at once
 	urgentOccupancy = 0.5              // of the log: whatever holds the oldest segment is sealed, however little
 	jobsMax         = 4                // SCOs being built or put, per node, on backends that are near
@@ -62,6 +63,7 @@ type job struct {
 	revert      uint64 // the range is one rollback, to the snapshot with this sequence number
 	picks       []pick
 	zeros       []sco.Range
+	cached      bool // it is put in a pause, so that it may stay in the page cache, as it was there in the log
 	put         bool // durable on the backend, at
 	at          place
 	extents     []sco.Extent
@@ -109,6 +111,7 @@ func (v *Volume) cut(limitBlocks int) *job {
 	v.mu.RLock()
 	s := &v.destage
 	j := &job{v: v, first: s.sealed, size: s.sealedSize, modTime: s.sealedTime, prev: s.prev, last: s.sealed}
+	j.cached = v.d.now().Sub(time.Unix(0, s.last)) >= cachedIdle
 	newest := make(map[uint64]pick)
 	records := 0
 	seconds := v.root.Options.Rewind > 0 // then no SCO holds records of two
@@ -463,8 +466,13 @@ func (j *job) build(b *sco.Builder) error {
 	return nil
 }
 
-// putSCO puts the object, for ever, each try under a new name since the outcome of a failed one is unknown.
+// putSCO puts the object, for ever, each try under a new name since the outcome of a failed one is unknown. While guests write,
+// objects go past the page cache, which costs least. In a pause they go through it: what was written last, which the log had in
+// memory until now, is then not the only thing that has to be read from the disk.
 func (s *destager) putSCO(ctx context.Context, j *job, parts [][]byte) error {
+	if j.cached {
+		ctx = backend.WithCached(ctx)
+	}
 	return s.d.retry(ctx, j.v, func(attempt int, store backend.Backend) error {
 		err := store.Put(ctx, sco.Name(j.v.id, j.id.Epoch, j.id.Seq, attempt), parts...)
 		j.at = place{Epoch: j.id.Epoch, Attempt: attempt, Prev: j.prev.Seq, Blocks: len(j.picks), Last: j.last, Time: j.time, Revert: j.revert}

@@ -368,10 +368,6 @@ type blockTable struct{ *sco.Table }
 
 // vouches says whether block p, read at index, is block lba as it was written.
 func (t blockTable) vouches(index uint32, lba uint64, p []byte) bool {
-	at, ok := t.Table.LBA(index)
-	if !ok || at != lba {
-		return false
-	}
-	crc, ok := t.CRCOf(index)
-	return ok && sco.Checksum(p) == crc
+	at, crc, ok := t.Block(index)
+	return ok && at == lba && sco.Checksum(p) == crc
 }

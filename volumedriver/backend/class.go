@@ -34,6 +34,20 @@ func ClassOf(ctx context.Context) Class {
 	return c
 }
 
+type cachedKey struct{}
+
+// WithCached marks a Put of bytes that are in the machine's memory because they were written lately, and that are likely to be
+// read: a backend with a page cache keeps them there. Without it an object is taken for one that nobody will read soon.
+func WithCached(ctx context.Context) context.Context {
+	return context.WithValue(ctx, cachedKey{}, true)
+}
+
+// Cached says whether a context was marked so.
+func Cached(ctx context.Context) bool {
+	on, _ := ctx.Value(cachedKey{}).(bool)
+	return on
+}
+
 // turns are as many as half of the processors.
 var turns = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
 

@@ -114,12 +114,15 @@ func (m *model) check(t *rapid.T, object []byte, base int64, keys KeySource) *He
 	table := h.Table().Within(base)
 	read := reader(object)
 	for x := range uint32(MaxBlocks + 1) {
-		lba, ok := table.LBA(x)
+		lba, sum, ok := table.Block(x)
 		want, live := m.lba[x]
 		if ok != live || ok && lba != want {
 			t.Fatalf("index %d: lba %d %v, want %d %v", x, lba, ok, want, live)
 		}
 		crc, ok := table.CRCOf(x)
+		if ok && crc != sum {
+			t.Fatalf("index %d: checksums %#x and %#x", x, crc, sum)
+		}
 		f, at, ok2 := table.Frame(x)
 		_, _, direct := table.Direct(x, 1)
 		if ok != live || ok2 != live || direct && !live {
@@ -727,7 +730,7 @@ func FuzzParseHeader(f *testing.F) {
 		table := h.Table()
 		p := make([]byte, bs)
 		for i := range uint32(MaxBlocks) {
-			lba, ok := table.LBA(i)
+			lba, _, ok := table.Block(i)
 			if r, _, ok2 := table.Frame(i); ok != ok2 || ok && (lba > MaxLBA || r.Off+int64(r.Stored) > h.ObjectBytes()) {
 				t.Fatal(i, lba, ok, r)
 			}

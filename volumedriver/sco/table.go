@@ -179,11 +179,13 @@ func (t *Table) CRCOf(index uint32) (uint32, bool) {
 	return t.crc[p], true
 }
 
-// LBA is the address that the block was written for; false if the object has no such block.
-func (t *Table) LBA(index uint32) (uint64, bool) {
+// Block gives the address that the block was written for and its CRC32C; false if the object has no such block.
+func (t *Table) Block(index uint32) (lba uint64, crc uint32, ok bool) {
 	var w extentWalk
-	ok := t.extentWith(&w, index)
-	return w.lba + uint64(index) - uint64(w.index), ok
+	if !t.extentWith(&w, index) {
+		return 0, 0, false
+	}
+	return w.lba + uint64(index-w.index), t.crc[w.position+index-w.index], true
 }
 
 // run gives the position of block index and how many of the n blocks from it on lie one after the other; 0: none is there.

@@ -2,6 +2,7 @@ package local
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -380,5 +381,65 @@ func TestListReadsLittle(t *testing.T) {
 			t.Errorf("list %+v: %d found in %d calls, %v", c, len(infos), hit.Seen(), err)
 		}
 		hit.Remove()
+	}
+}
+
+// bypass is a file system whose files say how often they were written past the page cache, or taken out of it.
+type bypass struct {
+	vfs.FS
+	n *atomic.Int64
+}
+
+type bypassFile struct {
+	vfs.File
+	n *atomic.Int64
+}
+
+func (b bypass) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
+	f, err := b.FS.OpenFile(name, flag, perm)
+	return bypassFile{f, b.n}, err
+}
+
+func (f bypassFile) WriteDirect(bufs [][]byte, off int64) (int, error) {
+	f.n.Add(1)
+	return f.WritevAt(bufs, off)
+}
+
+func (f bypassFile) DropCache() { f.n.Add(1) }
+
+// TestCachedPut: a large object goes past the page cache, but not one that is likely to be read; a small one never does.
+func TestCachedPut(t *testing.T) {
+	var n atomic.Int64
+	s := mustOpen(t, bypass{vfs.NewMem(1), &n}, "/data/backend")
+	defer s.Close()
+	large := bytes.Repeat([]byte{7}, directBytes)
+	for _, c := range []struct {
+		name   string
+		ctx    context.Context
+		object []byte
+		past   bool
+	}{
+		{"large", t.Context(), large, true},
+		{"large-cached", backend.WithCached(t.Context()), large, false},
+		{"small", t.Context(), large[1:], false},
+	} {
+		n.Store(0)
+		if err := s.Put(c.ctx, c.name, c.object); err != nil {
+			t.Fatal(err)
+		}
+		if past := n.Load() > 0; past != c.past {
+			t.Errorf("%s: past the page cache %v, want %v", c.name, past, c.past)
+		}
+		o, err := s.Open(t.Context(), c.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(c.object))
+		if err := o.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, c.object) {
+			t.Errorf("%s reads otherwise than it was put: %v", c.name, err)
+		}
+		if err := o.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
