@@ -121,11 +121,11 @@ func (e *env) vmachineCommand() *cobra.Command {
 			method: http.MethodPut, path: machinePath("template"), table: printVMachine,
 			body:  func([]string) (any, error) { return v1.TemplateState{Template: !off, Force: force}, nil },
 			flags: func(s *pflag.FlagSet) { forceFlag(s); s.BoolVar(&off, "off", false, "let its disks take writes again") }}),
-		e.verb(verb{use: "delete NAME --confirm NAME", short: "Delete a VM: its disks into the trash, the files that describe it for good", args: []string{"NAME"},
+		e.verb(verb{use: "delete NAME --confirm NAME", short: "Delete a VM: its disks and the files that describe it into the trash", args: []string{"NAME"},
 			method: http.MethodDelete, path: machinePath(), task: true, confirm: firstArg, query: query, flags: func(s *pflag.FlagSet) {
 				forceFlag(s)
 				s.BoolVar(&purge, "purge", false, "its disks at once and for good")
-				s.DurationVar(&keep, "keep", 0, "how long the disks stay in the trash (default 7 days)")
+				s.DurationVar(&keep, "keep", 0, "how long they stay in the trash (default 7 days)")
 			}}))
 }
 

@@ -83,8 +83,14 @@ func (a customerAPI) DeleteVMachine(ctx context.Context, r v1.DeleteVMachineRequ
 		return nil, err
 	}
 	if r.Params.DryRun {
-		var changes []string
-		lost := files
+		var changes, lost []string
+		for _, f := range files {
+			if spec.Purge {
+				lost = append(lost, f)
+			} else {
+				changes = append(changes, f+" goes into the trash")
+			}
+		}
 		for _, d := range m.Disks {
 			switch {
 			case d.Name == "":

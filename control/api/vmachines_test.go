@@ -152,8 +152,13 @@ func TestVMachines(t *testing.T) {
 	w.call("POST", base+"/clones", `{"names":["web2","web3"],"snapshot":"one"}`, 202, &task)
 	var effect v1.Effect
 	w.call("DELETE", base+"?dryRun=true", "", 200, &effect)
-	if effect.Confirm != "web" || !strings.Contains(strings.Join(effect.Changes, ","), "default/web/disk goes into the trash") ||
-		!strings.Contains(strings.Join(effect.Lost, ","), "/web/web.xml") {
+	changes := strings.Join(effect.Changes, ",")
+	if effect.Confirm != "web" || !strings.Contains(changes, "default/web/disk goes into the trash") ||
+		!strings.Contains(changes, "/web/web.xml goes into the trash") || len(effect.Lost) > 0 || !effect.Reversible {
+		t.Errorf("%+v", effect)
+	}
+	w.call("DELETE", base+"?dryRun=true&purge=true", "", 200, &effect)
+	if lost := strings.Join(effect.Lost, ","); !strings.Contains(lost, "/web/web.xml") || !strings.Contains(lost, "vDisk default/web/disk") {
 		t.Errorf("%+v", effect)
 	}
 	w.problem("DELETE", base, "", 428, "confirmation_required")

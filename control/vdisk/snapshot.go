@@ -461,7 +461,8 @@ func (c *Controller) Trashed(_ context.Context, pool string) ([]state.Trashed, e
 	return out, nil
 }
 
-// Restore brings a deleted vDisk back, under its old name or, unless that is "", another one of the same vPool.
+// Restore brings a deleted vDisk back, under its old name or, unless that is "", another one of the same vPool. A file that went with a VM
+// comes back in the same way; it is named by its path in the vPool.
 func (c *Controller) Restore(ctx context.Context, volume uuid.UUID, to string) (VDisk, error) {
 	v := c.cfg.Store.View()
 	d, err := v.Trashed(volume)
@@ -481,7 +482,10 @@ func (c *Controller) Restore(ctx context.Context, volume uuid.UUID, to string) (
 		if p.ID != pool.ID {
 			return VDisk{}, &state.Error{Err: state.ErrXDev, Object: "vdisk " + to, Remedy: "restore it into vPool " + pool.Name}
 		}
-		file = state.DiskFile(short)
+		if state.IsDisk(d.Path) {
+			short = state.DiskFile(short)
+		}
+		file = "/" + strings.TrimPrefix(short, "/")
 	}
 	dir, err := c.makeDirs(ctx, pool.FSID, path.Dir(file))
 	if err != nil {
@@ -490,7 +494,10 @@ func (c *Controller) Restore(ctx context.Context, volume uuid.UUID, to string) (
 	if _, err := c.cfg.Raft.Apply(ctx, &state.RestoreTrash{Volume: volume, Parent: dir, Name: path.Base(file)}); err != nil {
 		return VDisk{}, naming("file "+pool.Name+file, err)
 	}
-	short, _ := state.DiskName(file)
+	short, disk := state.DiskName(file)
+	if !disk {
+		short = strings.TrimPrefix(file, "/")
+	}
 	name := pool.Name + "/" + short
 	c.cfg.Log.Info("vdisk restored", "vdisk", name, "volume", volume)
 	if vol, err := c.cfg.Store.View().Volume(volume); err == nil {
@@ -498,7 +505,19 @@ func (c *Controller) Restore(ctx context.Context, volume uuid.UUID, to string) (
 			c.cfg.Log.Warn("name of vdisk is not on its backend yet, its next opening writes it", "vdisk", name, "err", err)
 		}
 	}
-	return c.Get(ctx, name)
+	if disk {
+		return c.Get(ctx, name)
+	}
+	v = c.cfg.Store.View()
+	n, err := v.Resolve(pool.FSID, file)
+	if err != nil {
+		return VDisk{}, err
+	}
+	vol, err := v.Volume(volume)
+	if err != nil {
+		return VDisk{}, err
+	}
+	return c.with(pool, state.Disk{Name: short, Path: file, Inode: n, Volume: vol}), nil
 }
 
 // EmptyTrash makes deletions final: of these volumes, or, with none given, of those whose time is over.

@@ -357,14 +357,14 @@ func (c *Controller) undo(ctx context.Context, snap Snapshot, pool state.VPool, 
 		dirs[have.Pool.FSID] = true
 		warn(p.to, c.cfg.Disks.Delete(ctx, p.to, true))
 		if p.text != "" {
-			warn(p.text, c.remove(ctx, have.Pool.FSID, p.text))
+			warn(p.text, c.remove(ctx, have.Pool.FSID, p.text, 0))
 		}
 	}
 	if !mine {
 		return
 	}
 	for _, suffix := range []string{".vmx", ".xml"} {
-		warn(name+suffix, c.remove(ctx, pool.FSID, "/"+name+"/"+name+suffix))
+		warn(name+suffix, c.remove(ctx, pool.FSID, "/"+name+"/"+name+suffix, 0))
 	}
 	for fsid := range dirs {
 		d, err := c.cfg.Store.View().Resolve(fsid, "/"+name)

@@ -1,6 +1,7 @@
 package vmachine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -351,7 +352,7 @@ type DeleteSpec struct {
 	Keep     time.Duration `json:"keep,omitempty"`
 }
 
-// CanDelete refuses what Delete would refuse, and names the files that go for good.
+// CanDelete refuses what Delete would refuse, and names the files that go with the VM.
 func (c *Controller) CanDelete(ctx context.Context, name string, s DeleteSpec) (m VMachine, files []string, err error) {
 	if m, err = c.Get(ctx, name); err != nil {
 		return m, nil, err
@@ -374,8 +375,8 @@ func (c *Controller) CanDelete(ctx context.Context, name string, s DeleteSpec) (
 	return m, files, err
 }
 
-// Delete takes a VM away: its disks into the trash, or for good with Purge, then the files that describe it. Other files of its
-// directory stay, and the directory with them.
+// Delete takes a VM away: its disks into the trash, or for good with Purge, then the files that describe it the same way: what is restored
+// from there is found as the VM again. Other files of its directory stay, and the directory with them.
 func (c *Controller) Delete(ctx context.Context, s DeleteSpec, progress func(done, total int)) error {
 	m, _, err := c.CanDelete(ctx, s.VMachine.String(), s)
 	if err != nil {
@@ -400,8 +401,12 @@ func (c *Controller) Delete(ctx context.Context, s DeleteSpec, progress func(don
 	if err != nil {
 		return fmt.Errorf("delete %s: %w", m.object(), err)
 	}
+	var keep state.Time // with the disks
+	if !s.Purge {
+		keep = state.Time(time.Now().Add(cmp.Or(max(0, s.Keep), vdisk.TrashKeep)).UnixNano())
+	}
 	for _, f := range files { // the describing file is the last
-		if err := c.remove(ctx, pool.FSID, f); err != nil {
+		if err := c.remove(ctx, pool.FSID, f, keep); err != nil {
 			return fmt.Errorf("delete %s: %w", m.object(), err)
 		}
 	}

@@ -322,7 +322,7 @@ func (c *Controller) dirOf(v *state.View, m state.VMachine) (pool state.VPool, d
 }
 
 // remove takes a file away, if it is there.
-func (c *Controller) remove(ctx context.Context, fsid uint64, file string) error {
+func (c *Controller) remove(ctx context.Context, fsid uint64, file string, keep state.Time) error {
 	n, err := c.cfg.Store.View().Resolve(fsid, file)
 	if errors.Is(err, state.ErrNotFound) {
 		return nil
@@ -333,7 +333,7 @@ func (c *Controller) remove(ctx context.Context, fsid uint64, file string) error
 	if n.Kind == state.Dir {
 		return nil
 	}
-	_, err = c.cfg.Raft.Apply(ctx, &state.RemoveInode{FSID: fsid, Dir: n.Parent, Name: n.Name, Ino: n.Ino})
+	_, err = c.cfg.Raft.Apply(ctx, &state.RemoveInode{FSID: fsid, Dir: n.Parent, Name: n.Name, Ino: n.Ino, Keep: keep})
 	if err != nil && !errors.Is(err, state.ErrNotFound) {
 		return fmt.Errorf("remove %s: %w", file, err)
 	}

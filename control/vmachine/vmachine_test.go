@@ -229,7 +229,7 @@ func TestFoundAndFollowed(t *testing.T) {
 	if m = w.get("Web 3"); m.Problem != "" || diskNames(m) != "default/site/web" {
 		t.Errorf("after a disk was detached: %+v", m.VMachine)
 	}
-	w.must(w.c.remove(t.Context(), w.pool.FSID, "/site/web.vmx"))
+	w.must(w.c.remove(t.Context(), w.pool.FSID, "/site/web.vmx", 0))
 	w.pass(5)
 	w.get("Web 3")
 	w.pass(10)
@@ -466,8 +466,33 @@ func TestCloneAndDelete(t *testing.T) {
 		t.Errorf("somebody else's file: %v", err)
 	}
 	trash, err := w.disks.Trashed(t.Context(), "default")
-	if err != nil || len(trash) != 4 {
-		t.Errorf("%d disks in the trash: %v", len(trash), err)
+	disks := 0
+	var config state.Trashed
+	for _, d := range trash {
+		if state.IsDisk(d.Path) {
+			disks++
+		}
+		if d.Path == "/copy2/copy2.vmx" {
+			config = d
+		}
+	}
+	if err != nil || disks != 4 {
+		t.Errorf("%d disks in the trash: %v", disks, err)
+	}
+	// The files that described it went with the disks, and all of it comes back together.
+	if config.ID == uuid.Nil {
+		t.Fatalf("the file of copy2 is not in the trash: %+v", trash)
+	}
+	for _, d := range trash {
+		if strings.HasPrefix(d.Path, "/copy2/") {
+			if _, err := w.disks.Restore(t.Context(), d.ID, ""); err != nil {
+				t.Errorf("restore %s: %v", d.Path, err)
+			}
+		}
+	}
+	w.pass(20)
+	if back := w.get("copy2"); len(back.Disks) != 2 || back.Disks[0].Name == "" {
+		t.Errorf("a VM that came back: %+v", back)
 	}
 	w.pass(20)
 	if got := w.get("Web"); diskNames(got) != "default/web/web default/web/data" {

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -199,8 +200,19 @@ func TestAPIMachines(t *testing.T) {
 	if out, err := n.CLI("vmachine", "show", "web2"); err == nil {
 		t.Errorf("a deleted VM: %s", out)
 	}
-	if out := n.MustCLI(t, "vdisk", "trash", "list"); strings.Count(out, "default/web2/") != 2 {
-		t.Errorf("trash:\n%s", out)
+	trash := strings.Fields(n.MustCLI(t, "vdisk", "trash", "list"))
+	for _, name := range []string{"default/web2/web2", "default/web2/web2_1", "default/web2/web2.vmx", "default/web2/web2.vmdk", "default/web2/web2_1.vmdk"} {
+		if !slices.Contains(trash, name) {
+			t.Errorf("%s is not in the trash: %q", name, trash)
+			continue
+		}
+		n.MustCLI(t, "vdisk", "trash", "restore", name)
+	}
+	if err := harness.Poll(90*time.Second, func() error { // it is found again, as what it was
+		_, err := n.CLI("vmachine", "show", "web2")
+		return err
+	}); err != nil {
+		t.Error(err)
 	}
 	h.put("/bad.vmx", bytes.Repeat([]byte("displayName = \"x\"\n"), 1<<17))
 	h.put("/bad.xml", []byte("<domain>"+strings.Repeat("<a>", 1<<16)))
