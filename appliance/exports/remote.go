@@ -387,6 +387,8 @@ func (r *Remote) SnapshotGroup(ctx context.Context, vs []state.Volume, s []vdisk
 		}
 	}
 	switch {
+	case len(nodes) == 0:
+		return out, nil
 	case len(nodes) > 1:
 		return nil, &state.Error{Err: state.ErrConflict, Object: "snapshot of a group", Detail: fmt.Sprintf("its vDisks are served by %d nodes", len(nodes)),
 			Remedy: "take groups of vDisks that one node serves"}
