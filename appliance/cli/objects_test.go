@@ -95,7 +95,7 @@ func TestObjectCommands(t *testing.T) {
 		{"vdisk promote default/d", "", 4, ``, `is no clone`},
 		{"vdisk promote default/c --dry-run", "", 0, `nothing is copied`, ``},
 		{"vdisk promote default/c", "", 0, `(?m)^Name: +default/c$`, ``},
-		{"vdisk show default/d", "", 0, `(?m)^Parent: +default/c@`, ``},
+		{"vdisk show default/d -o json", "", 0, `"parent": ?"default/c@`, ``},
 		{"snapshot list default/c", "", 0, `(?s)^NAME .*\ns1 `, ``},
 		{"vdisk promote default/d", "", 0, `(?m)^Name: +default/d$`, ``},
 		{"vdisk flatten default/d", "", 4, ``, `is no clone`},
