@@ -270,7 +270,7 @@ export function ObjectTable<O extends Op, T = ItemOf<O>>(props: Props<O, T>) {
                   {bulk.length > 0 && (
                     <Td select={{ rowIndex: i, isSelected: selected.has(rowKey(row)), onSelect: (_, on) => toggle(row, on) }} />
                   )}
-                  {visible.map((c) => <Td key={c.key} dataLabel={c.title} className={c.right ? 'varve-right' : c.whole ? 'varve-whole' : 'varve-text'}>{shown(c.cell(row))}</Td>)}
+                  {visible.map((c) => <Td key={c.key} dataLabel={c.title} className={c.right ? 'varve-right' : ''} modifier={c.whole ? 'nowrap' : 'breakWord'}>{shown(c.cell(row))}</Td>)}
                   {props.actions && (
                     <Td isActionCell>
                       {acts.length > 0 && <ActionMenu label={t.table.rowActions} actions={acts.map((a) => ({ ...a, onClick: () => a.onClick(row) }))} />}
