@@ -98,7 +98,7 @@ func (m *Machine) Start() error {
 	if err := errors.Join(os.RemoveAll(m.monitor()), os.RemoveAll(m.agent())); err != nil {
 		return err
 	}
-	args := []string{"-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-M", "pc", "-smp", "2", "-m", fmt.Sprint(m.Megabytes), "-display", "none", "-vga", "std",
+	args := []string{"-accel", "tcg,thread=multi", "-cpu", "max", "-M", "pc", "-smp", "2", "-m", fmt.Sprint(m.Megabytes), "-display", "none", "-vga", "std",
 		"-serial", "file:" + m.serial(), "-monitor", "unix:" + m.monitor() + ",server,nowait",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=ga,server=on,wait=off,path=" + m.agent(),
 		"-device", "virtserialport,chardev=ga,name=org.qemu.guest_agent.0",
