@@ -235,9 +235,25 @@ var bugs = []bug{
 		pkg:   "./volumedriver", caught: "TestReleaseDuringFreeze",
 	},
 	{
-		name:  "deleted too early: a snapshot is deleted under its clones",
-		edits: []edit{{"volumedriver/snapshot.go", "if n := v.d.children[id]; n > 0 {", "if n := v.d.children[id]; n > 1<<30 {"}},
-		pkg:   "./volumedriver", caught: "TestExhaustivePrograms", env: programs("clone, delete snapshot"),
+		name: "deleted too early: a snapshot is deleted under its clones",
+		edits: []edit{{"volumedriver/snapshot.go", "if n := v.d.clonesLocked()[id]; n > 0 {", "if n := v.d.clonesLocked()[id]; n > 1<<30 {"},
+			{"volumedriver/snapshot.go", "if v.d.children[id] > 0 {", "if v.d.children[id] > 1<<30 {"}},
+		pkg: "./volumedriver", caught: "TestExhaustivePrograms", env: programs("clone, delete snapshot"),
+	},
+	{
+		name:  "promotion kept from the backend: a rebuild gives the snapshots back to the old parent",
+		edits: []edit{{"volumedriver/snapshot.go", "o.Owns = append(o.Owns, sco.RootOwned{", "_ = append(o.Owns, sco.RootOwned{"}},
+		pkg:   "./volumedriver", caught: "TestPromote",
+	},
+	{
+		name:  "husk that is written to: a deleted volume that holds snapshots for others takes requests",
+		edits: []edit{{"volumedriver/volume.go", "if v.closed || v.husk.Load() {", "if v.closed {"}},
+		pkg:   "./volumedriver", caught: "TestPromote",
+	},
+	{
+		name:  "promotion that copies the names: two owners of one snapshot",
+		edits: []edit{{"volumedriver/snapshot.go", "if s.Seq != 0 && !s.Base && v.d.owned.owner(v.id, s.ID) == v.id {", "if s.Seq != 0 && !s.Base {"}},
+		pkg:   "./volumedriver", caught: "TestPromote",
 	},
 	{
 		name:  "rollback that keeps the head's map: the new line is forked, and the root still names the old one",
