@@ -117,6 +117,9 @@ func WaitForData(ctx context.Context, cfg Config) (DiskReport, error) {
 	if err := durable.MakeDir(cfg.Paths.State); err != nil {
 		return DiskReport{}, err
 	}
+	if err := os.MkdirAll(cfg.Paths.Run, 0o755); err != nil { // first boot makes it, unless it failed
+		return DiskReport{}, fmt.Errorf("make %s: %w", cfg.Paths.Run, err)
+	}
 	tick := time.NewTicker(diskEvery)
 	defer tick.Stop()
 	last := ""
