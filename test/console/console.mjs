@@ -475,7 +475,7 @@ async function look() {
       await p.setViewportSize({ width: 1280, height: 900 });
       await p.goto(url + path);
       await p.getByRole('heading', { level: 1 }).first().waitFor();
-      await p.waitForFunction(() => !document.querySelector('.pf-v6-c-skeleton, .pf-v6-c-spinner'), undefined, { timeout: wait });
+      await p.waitForFunction(() => !document.querySelector('.pf-v6-c-skeleton, .pf-v6-c-spinner'), undefined, { timeout: wait, polling: 100 });
       await p.evaluate(axe);
       const wrong = [];
       for (const [theme, width] of [['light', 1280], ['dark', 1280], ['dark', 390], ['light', 390]]) {
