@@ -87,8 +87,8 @@ var bugs = []bug{
 	},
 	{
 		name: "unchecked CRC: a block of an object is served as it was read",
-		edits: []edit{{"volumedriver/objects.go", "return ok && sco.Checksum(p) == crc",
-			"return ok && (true || sco.Checksum(p) == crc)"}},
+		edits: []edit{{"volumedriver/objects.go", "return ok && at == lba && sco.Checksum(p) == crc",
+			"return ok && at == lba && (true || sco.Checksum(p) == crc)"}},
 		pkg: "./volumedriver", caught: "TestCorruptObject",
 	},
 	{
