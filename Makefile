@@ -61,7 +61,7 @@ bench: setup build
 	test/setup.sh bench
 	$(GO) run ./test/bench
 
-# Kills under load with everything verified, then mixed load with memory watched: SOAK minutes of each.
+# Random operations against an oracle, kills under load with everything verified, then mixed load with memory watched: SOAK minutes of each.
 soak: setup build
 	VARVE_SOAK_MINUTES=$(or $(SOAK),10) $(GO) run ./test/run soak
 
