@@ -774,6 +774,9 @@ func TestFamily(t *testing.T) {
 	if testing.Short() {
 		ops = 400
 	}
+	if minutes, err := strconv.Atoi(os.Getenv("VARVE_SOAK_MINUTES")); err == nil {
+		ops = minutes * 4500 // what two cores do in a minute
+	}
 	if s := os.Getenv("VARVE_FAMILY_OPS"); s != "" {
 		ops, _ = strconv.Atoi(s)
 	}
