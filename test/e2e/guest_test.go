@@ -88,9 +88,9 @@ const guestNFS = `
 set -e
 load nfsv3
 /tools/mount.nfs -o vers=3,nolock,proto=tcp,port=NFSPORT,mountport=MNTPORT,mountproto=tcp,hard HOST:EXPORT /mnt
-mkdir /mnt/work; cd /mnt/work
-/tools/fio --eta=never --name=buffered --directory=/mnt/work --rw=randwrite --bs=4k --size=12M --ioengine=psync --verify=crc32c --verify_fatal=1 --do_verify=1 --end_fsync=1 --invalidate=1 --output=/tmp/b.out || { cat /tmp/b.out; exit 1; }
-/tools/fio --eta=never --name=direct --directory=/mnt/work --rw=randwrite --bs=8k --size=8M --ioengine=psync --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --output=/tmp/d.out || { cat /tmp/d.out; exit 1; }
+mkdir /mnt/dir; cd /mnt/dir
+/tools/fio --eta=never --name=buffered --directory=/mnt/dir --rw=randwrite --bs=4k --size=12M --ioengine=psync --verify=crc32c --verify_fatal=1 --do_verify=1 --end_fsync=1 --invalidate=1 --output=/tmp/b.out || { cat /tmp/b.out; exit 1; }
+/tools/fio --eta=never --name=direct --directory=/mnt/dir --rw=randwrite --bs=8k --size=8M --ioengine=psync --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --output=/tmp/d.out || { cat /tmp/d.out; exit 1; }
 echo "SHOW guest NFSv3 mount: fio --verify=crc32c buffered and O_DIRECT, 0 errors"
 dd if=/dev/urandom of=a bs=1M count=4 2>/dev/null
 cp a b; cmp a b
@@ -109,11 +109,11 @@ rm -f many-*; [ "$(ls | grep -c '^many-')" = 0 ] || exit 1
 (exec 3<> held; rm held; echo kept >&3; sync) # removed while open: the client renames it
 truncate -s 64M disk.raw; dd if=/dev/urandom of=disk.raw bs=64k count=16 seek=100 conv=notrunc 2>/dev/null
 df /mnt | tail -1
-cd /; sum=$(sha256sum < /mnt/work/disk.raw)
+cd /; sum=$(sha256sum < /mnt/dir/disk.raw)
 umount /mnt
 /tools/mount.nfs -o vers=3,nolock,proto=tcp,port=NFSPORT,mountport=MNTPORT,mountproto=tcp,hard HOST:EXPORT /mnt
-[ "$sum" = "$(sha256sum < /mnt/work/disk.raw)" ]
-rm -r /mnt/work; [ -z "$(ls /mnt | grep work)" ]
+[ "$sum" = "$(sha256sum < /mnt/dir/disk.raw)" ]
+rm -r /mnt/dir; [ -z "$(ls /mnt | grep dir)" ]
 umount /mnt
 echo "SHOW guest NFSv3 mount: copy, rename over existing, symlink, chmod, truncate, append, 300 names, remove while open, remount: all as on a local disk"
 `
