@@ -285,9 +285,6 @@ func (f *family) rewinds(ctx context.Context, k *kin) {
 }
 
 func (f *family) rewind(ctx context.Context, k *kin, m moment) {
-	if f.promoted {
-		return
-	}
 	s, err := f.volume(k).Rewind(ctx, m.at, f.snapSpec(), nil)
 	if errors.Is(err, ErrRewind) && (m.at.Before(k.from) || m.at.Before(f.now().Add(-k.window))) {
 		return
@@ -561,9 +558,6 @@ func (f *family) clone(ctx context.Context, s *kept) {
 
 // promote makes k the owner of what it began as. Which snapshots come along the engine says: some of the old owner's, and no one else's.
 func (f *family) promote(ctx context.Context, k *kin) {
-	if f.count["rewind"] > 0 { // a rebuild may then see another lineage (promote.go)
-		return
-	}
 	v, from, old := f.volume(k), k.parent, k.parent.of
 	_, err := f.d.Promote(ctx, v, from.id)
 	if old.template {
@@ -739,6 +733,13 @@ func (f *family) checkAll() {
 			f.t.Fatalf("%s: volume %s has %d bytes, want %d blocks", f.what, k.id, v.Size(), len(k.now))
 		}
 		f.check(func(p []byte, off int64) error { return v.Read(ctx, p, off) }, k.now, 0, len(k.now))
+		parent := uuid.Nil
+		if k.parent != nil {
+			parent = k.parent.id
+		}
+		if _, of, _ := v.Parent(); of != parent {
+			f.t.Fatalf("%s: volume %s is a clone of snapshot %s, want %s; promoted %t", f.what, k.id, of, parent, f.promoted)
+		}
 		list := v.Snapshots()
 		if len(list) != len(k.snaps) {
 			f.t.Fatalf("%s: volume %s has %d snapshots, want %d", f.what, k.id, len(list), len(k.snaps))

@@ -46,13 +46,13 @@ import (
 // A rebuild finds in the root object of each volume the snapshots that it owns by a promotion, with the number of that: the highest
 // counts, so it takes one object, the promoted clone's, to tell of a promotion. A root object of a holder says which snapshots are nobody's.
 //
-// Known fault: what a rewind makes on top of what another rewind had made has a line below that one's; a rebuild puts the two side by side,
-// since the backend does not tell. A volume that was rolled back to the one is then no clone any more of a volume that a promotion gave
-// the other to, but of the next ancestor: its bytes are right, its "clone of" is not. TestFamily does not mix rewinds and promotions.
+// What a rewind has made is a leaf among the snapshots of its volume: only what was cloned from it descends from it, through its name. Where
+// its map lies does not count: neither another rewind that began with it descends from it, nor a head that was rolled back to it. Both
+// descend from the same snapshots as it does. So a snapshot that a rewind puts among older ones becomes nobody's ancestor afterwards, whose
+// parent would otherwise change, and a rebuild, which sees of a rewind and of a rollback only a position in the log, finds the same lineage.
 //
 // A snapshot held by another volume can be read, cloned, diffed against, renamed and deleted like any other, but not rolled back to: a
-// rollback names a position in the volume's own log. A clone of it does the same. What a rewind makes has a line of the map of its own, here
-// and after a rebuild: among the ancestors of an origin no snapshot of the old parent's may appear afterwards.
+// rollback names a position in the volume's own log. A clone of it does the same.
 
 // ErrNoParent: the volume is not a clone.
 var ErrNoParent = errors.New("not a clone")
@@ -172,13 +172,13 @@ type origin struct {
 	holder, snapshot uuid.UUID
 }
 
-// snapshotsOn gives what a volume has on a handle up to a generation and log sequence, newest first.
+// snapshotsOn gives what a volume has on a handle up to a generation and log sequence, newest first, but for leaves.
 func (v *Volume) snapshotsOn(at mapPoint, seq uint64) []*snapshot {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	var out []*snapshot
 	for _, s := range v.snaps {
-		if s.Handle == at.handle && s.Gen != 0 && !s.Base && (s.Gen < at.gen || s.Gen == at.gen && s.Seq <= seq) {
+		if s.Handle == at.handle && s.Gen != 0 && !s.Base && !s.Rewound && (s.Gen < at.gen || s.Gen == at.gen && s.Seq <= seq) {
 			out = append(out, s)
 		}
 	}

@@ -483,19 +483,19 @@ func (b *rebuilding) cut(r *root, v *rebuiltVolume, o sco.Root, chain []*sco.Hea
 		}
 		keep = append(keep, sn)
 	}
-	var rewound []*snapshot
 	for _, l := range o.Snapshots { // a rewind has made it afterwards: no mark tells of it
 		if l.Seq == c.LastLog && !slices.ContainsFunc(keep, func(sn *snapshot) bool { return sn.ID == l.ID }) {
-			rewound = append(rewound, &snapshot{SnapshotSpec: specOf(l), Seq: l.Seq, Size: r.Size, ModTime: r.ModTime, UsedBlocks: r.UsedBlocks})
+			keep = append(keep, &snapshot{SnapshotSpec: specOf(l), Seq: l.Seq, Size: r.Size, ModTime: r.ModTime, Handle: r.Handle,
+				UsedBlocks: r.UsedBlocks, Rewound: true})
 		}
 	}
 	back := func(sn *snapshot) bool { return sn.Seq == c.LastLog }
-	if !slices.ContainsFunc(append(slices.Clone(keep), rewound...), back) && slices.ContainsFunc(chain, func(h *sco.Header) bool { return h.Revert == c.LastLog }) {
+	if !slices.ContainsFunc(keep, back) && slices.ContainsFunc(chain, func(h *sco.Header) bool { return h.Revert == c.LastLog }) {
 		// The volume was rolled back to what a rewind had made, and that is deleted.
 		keep = append(keep, &snapshot{SnapshotSpec: SnapshotSpec{ID: uuid.New()}, Seq: c.LastLog, Size: r.Size, ModTime: r.ModTime,
 			Handle: r.Handle, UsedBlocks: r.UsedBlocks})
 	}
-	if len(keep)+len(rewound) == 0 {
+	if len(keep) == 0 {
 		return nil
 	}
 	gen, err := b.d.maps.Freeze(r.Handle, nil)
@@ -506,28 +506,7 @@ func (b *rebuilding) cut(r *root, v *rebuiltVolume, o sco.Root, chain []*sco.Hea
 		sn.Gen = gen
 		v.snaps[sn.ID] = sn
 	}
-	for _, sn := range rewound {
-		if err := b.ownLine(r, gen, sn); err != nil {
-			return err
-		}
-		v.snaps[sn.ID] = sn
-	}
 	return nil
-}
-
-// ownLine gives a snapshot that a rewind has made a line of the map of its own, as the rewind had, from a generation of the volume's.
-func (b *rebuilding) ownLine(r *root, gen uint32, sn *snapshot) error {
-	h, err := b.d.maps.Fork(r.Handle, gen, nil)
-	if err != nil {
-		return err
-	}
-	r.Branches = append(r.Branches, branch{Handle: h, Parent: r.Handle, Gen: gen})
-	sn.Handle = h
-	sn.Gen, err = b.d.maps.Freeze(h, nil)
-	if err == nil {
-		err = b.d.maps.ReleaseHead(h, sn.Gen, nil, nil)
-	}
-	return err
 }
 
 // newestChain gives the SCOs that make up the volume, oldest first: from the highest (epoch, seq) from which the chain of

@@ -38,7 +38,7 @@ import (
 //	freeze   the line's generation and the record of the snapshot, durably together; then the line's head is given up
 //
 // A snapshot that was made so has no mark in any SCO. It stands where its SCO ends, and the root object on the backend lists it: a
-// rebuild makes it there.
+// rebuild makes it there. It is no ancestor of anything (promote.go).
 //
 // What a window costs: an SCO for each second in which something is written, and the space of what was overwritten within it
 // (VolumeSpace.History) and of what the bases hold. After a rebuild, and after a flatten, the window begins anew.
@@ -265,7 +265,7 @@ func (v *Volume) rewind(ctx context.Context, at time.Time, spec SnapshotSpec, pr
 		return Snapshot{}, err
 	}
 	s := &snapshot{SnapshotSpec: spec, Seq: target.Last, Size: base.Size, ModTime: base.ModTime, UsedBlocks: base.UsedBlocks,
-		Handle: line.handle}
+		Handle: line.handle, Rewound: true}
 	if err = v.applySteps(ctx, s, line.steps, progress); err == nil {
 		err = v.keepLine(s)
 	}
@@ -317,8 +317,7 @@ func (v *Volume) stepsTo(at time.Time) (steps []stored, oldest *snapshot, err er
 	return steps, oldest, nil
 }
 
-// rewindLine is a line of the map that is to become a snapshot: steps are to be applied to it, oldest first. The snapshot has a line of
-// its own even where the base itself is what was asked for: it is no ancestor of what was cloned from the base's line (promote.go).
+// rewindLine is a line of the map that is to become a snapshot: steps are to be applied to it, oldest first.
 type rewindLine struct {
 	handle blockmap.Handle
 	steps  []stored

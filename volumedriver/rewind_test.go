@@ -75,3 +75,52 @@ func TestRewind(t *testing.T) {
 		t.Errorf("without a window there are %d snapshots", n)
 	}
 }
+
+// TestRewindLineage: after rewinds on top of each other and at the same record, a rollback to one and a promotion over another, a
+// rebuild sees the lineage that the driver saw, whichever of them it was.
+func TestRewindLineage(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for _, seconds := range [][2]time.Duration{{3, 4}, {4, 3}, {3, 3}, {2, 3}, {2, 2}} {
+		for way := range 4 {
+			cloned, back := way&1, way>>1
+			mem, err := smallWindow()
+			must(t, err)
+			x, err := openSmall(mem, true)
+			must(t, err)
+			x.at(6 * time.Second)
+			v, err := x.d.Volume(ctx, testVolume)
+			must(t, err)
+			var made [2]Snapshot
+			for i, second := range seconds {
+				made[i], err = v.Rewind(ctx, smallEpoch.Add(second*time.Second), x.spec(), nil)
+				must(t, err)
+			}
+			c, err := x.d.Clone(ctx, testVolume, made[cloned].ID, Spec{ID: cloneID, Pool: testPool, Epoch: 1, PoolName: "default", Path: "clone.raw", Kind: "disk"})
+			must(t, err)
+			must(t, v.Rollback(ctx, made[back].ID, x.spec()))
+			_, err = x.d.Promote(ctx, c, made[cloned].ID)
+			must(t, err)
+			if _, of, _ := v.Parent(); of != snapFirst {
+				t.Errorf("rewound to %v, cloned %d, rolled back to %d: the volume is a clone of %s, want what all have in common, %s", seconds, cloned, back, of, snapFirst)
+			}
+			want, err := x.state(ctx)
+			must(t, err)
+			must(t, x.d.Drain(ctx))
+			must(t, x.stop())
+			must(t, mem.RemoveAll("/data"))
+			x, err = openSmall(mem, true)
+			must(t, err)
+			all, err := x.d.Rebuild(ctx, testPool)
+			must(t, err)
+			for _, r := range all {
+				must(t, r.Err)
+			}
+			got, err := x.state(ctx)
+			must(t, errors.Join(err, x.stop()))
+			if got != want {
+				t.Errorf("rewound to %v, cloned %d, rolled back to %d: rebuilt\n%s\nwant\n%s", seconds, cloned, back, got, want)
+			}
+		}
+	}
+}

@@ -120,7 +120,8 @@ type snapshot struct {
 	ModTime    int64           `json:"mod_time,omitempty"`
 	UsedBlocks int64           `json:"used_blocks,omitempty"`
 	Handle     blockmap.Handle `json:"handle,omitempty"`
-	Gen        uint32          `json:"gen,omitempty"` // 0: not yet in the map
+	Gen        uint32          `json:"gen,omitempty"`     // 0: not yet in the map
+	Rewound    bool            `json:"rewound,omitempty"` // made by a rewind, without a mark: nothing descends from it but what was cloned from it
 }
 
 func (s *snapshot) point() mapPoint { return mapPoint{s.Handle, s.Gen} }
