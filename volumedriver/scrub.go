@@ -290,6 +290,7 @@ type scrubPass struct {
 	limit  *byteRate
 	report ScrubReport
 	places map[string]bool // names of objects in use, of the volumes seen so far
+	buf    []byte          // planBlocks blocks, of the SCO that is being verified
 }
 
 // stored is an SCO that the volume's history is made of.
@@ -818,12 +819,14 @@ func (p *scrubPass) verifySCO(ctx context.Context, volume uuid.UUID, s stored) e
 	if err := h.CheckFooter(foot); err != nil {
 		return fmt.Errorf("sco %s: %w", o.name, errors.Join(blockio.ErrCorrupt, err))
 	}
-	buf := make([]byte, planBlocks*blockSize)
+	if p.buf == nil {
+		p.buf = make([]byte, planBlocks*blockSize)
+	}
 	v := &Volume{d: p.d, id: volume}
 	for _, e := range h.Extents {
 		for at := uint32(0); at < e.Blocks; at += planBlocks {
 			n := min(planBlocks, e.Blocks-at)
-			if err := v.readOpen(ctx, o, e.Index+at, buf[:n*blockSize], e.LBA+uint64(at)); err != nil {
+			if err := v.readOpen(ctx, o, e.Index+at, p.buf[:n*blockSize], e.LBA+uint64(at)); err != nil {
 				return fmt.Errorf("sco %s: %w", o.name, err)
 			}
 		}
