@@ -216,12 +216,12 @@ func (e *env) clusterJoinCommand() *cobra.Command {
 	var node string
 	c := &cobra.Command{
 		Use: "join TOKEN|-", Short: "Make this appliance a node of a cluster", Args: cobra.ExactArgs(1),
-		Long: `Make the appliance with --data DIR a node of the cluster that made the token. The appliance must not run, and DIR must be empty or
-hold a cluster of one without a file; that one is put aside. "-" reads the token from standard input. Then start the appliance
-with varve serve.`,
+		Long: `Make the appliance with --data DIR, or at --at URL, a node of the cluster that made the token. It must be empty or hold a cluster of
+one without a file; that one is put aside. "-" reads the token from standard input. An appliance that runs starts again by itself;
+start the others with varve serve.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if e.data == "" {
-				return usage("give --data DIR of the appliance that joins")
+			if e.data == "" && e.at == "" {
+				return usage("give --data DIR, or --at URL, of the appliance that joins")
 			}
 			token := args[0]
 			if token == "-" {
@@ -231,7 +231,13 @@ with varve serve.`,
 				}
 				token = strings.TrimSpace(string(bytes.TrimSpace(b)))
 			}
+			if e.at != "" {
+				return e.joinRunning(cmd, token)
+			}
 			j, err := server.Join(cmd.Context(), server.Config{Data: e.data, Log: e.logger(slog.LevelError)}, server.JoinOptions{Token: token, Node: node})
+			if _, runs := errors.AsType[*server.LockedError](err); runs {
+				return e.joinRunning(cmd, token)
+			}
 			if ne, ok := errors.AsType[*server.NotEmptyError](err); ok {
 				return &Failure{Exit: ExitConflict, What: "join", Object: ne.Data, Why: "it holds " + ne.What,
 					Remedy: "join with an empty --data directory", Err: err}

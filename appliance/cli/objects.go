@@ -34,8 +34,8 @@ type listing struct {
 	complete   func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective)
 }
 
-func fixed(path string) func([]string) []string {
-	return func([]string) []string { return []string{path} }
+func fixed(path ...string) func([]string) []string {
+	return func([]string) []string { return path }
 }
 
 func (e *env) listing(l listing) *cobra.Command {

@@ -31,6 +31,7 @@ type serveFlags struct {
 	cacheDir, cacheBytes, cacheRAM   string
 	s3                               string
 	bucket                           s3Flags
+	updateKeys                       string
 	drain                            time.Duration
 	logLevel                         string
 }
@@ -70,6 +71,7 @@ With --s3 the vPool default of a fresh DIR is a bucket: ` + s3Help,
 	s.StringVar(&f.cacheRAM, "cache-ram", "256MiB", "memory `SIZE` of that cache, 0 for none")
 	s.StringVar(&f.s3, "s3", "", "`URL` of the bucket for vPool default of a fresh DIR: s3://bucket/prefix?endpoint=…&region=…")
 	f.bucket.add(s)
+	s.StringVar(&f.updateKeys, "update-keys", updateKeys, "`FILE` with the public keys that an update has to be signed by")
 	s.DurationVar(&f.drain, "drain-time", 30*time.Second, "how long a stop may take")
 	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return c
@@ -98,8 +100,22 @@ func (e *env) serve(cmd *cobra.Command, f *serveFlags) error {
 	log, done := e.keepRecords(cfg.Log, cfg.Data, unit)
 	defer done()
 	cfg.Log = log
-	err = server.Serve(cmd.Context(), cfg, func(s server.Summary) { e.printSummary(s) })
-	return e.startFailure("serve", err)
+	return e.startFailure("serve", e.again(func() error {
+		return server.Serve(cmd.Context(), cfg, func(s server.Summary) { e.printSummary(s) })
+	}))
+}
+
+// again runs a unit until it ends for good. Under a service manager, which has its sockets, the process ends and is started anew.
+func (e *env) again(run func() error) error {
+	for {
+		err := run()
+		if !errors.Is(err, server.ErrRestart) {
+			return err
+		}
+		if e.std.Getenv("INVOCATION_ID") != "" {
+			return nil
+		}
+	}
 }
 
 // serverConfig fills the flags that were not given from the environment and the file, and makes the part of a server's
@@ -143,7 +159,7 @@ func (e *env) serverConfig(cmd *cobra.Command, f *serveFlags) (server.Config, er
 			*s.into = -1 // none
 		}
 	}
-	cfg.CacheDir = f.cacheDir
+	cfg.CacheDir, cfg.UpdateKeys = f.cacheDir, f.updateKeys
 	var err error
 	cfg.S3, err = e.s3Config(f.s3, f.bucket)
 	return cfg, err

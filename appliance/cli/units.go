@@ -39,13 +39,15 @@ and events. varve gateway on the same DIR does the rest. varve serve is both in 
 			log, done := e.keepRecords(cfg.Log, cfg.Data, server.UnitControl)
 			defer done()
 			cfg.Log = log
-			err = server.Control(cmd.Context(), cfg, func(s server.Summary) { e.printSummary(s) })
-			return e.startFailure("control", err)
+			return e.startFailure("control", e.again(func() error {
+				return server.Control(cmd.Context(), cfg, func(s server.Summary) { e.printSummary(s) })
+			}))
 		},
 	}
 	s := c.Flags()
 	s.StringVar(&f.https, "https", ":8443", "`ADDR` for the API and the console, or off")
 	s.StringVar(&f.node, "node", "", "`ADDR` for the other nodes of the cluster, or off (default: :7443 if it is free)")
+	s.StringVar(&f.updateKeys, "update-keys", updateKeys, "`FILE` with the public keys that an update has to be signed by")
 	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return c
 }

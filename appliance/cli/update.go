@@ -37,7 +37,7 @@ const (
 // onSlots runs f with this machine's slots.
 func (e *env) onSlots(what string, f func(update.Config) error) error {
 	run := func() error {
-		keys, err := trustedKeys(updateKeys)
+		keys, err := update.ReadKeys(updateKeys)
 		if err != nil {
 			return err
 		}
@@ -55,17 +55,6 @@ func (e *env) onSlots(what string, f func(update.Config) error) error {
 		return &Failure{Exit: ExitConflict, What: what, Why: err.Error(), Err: err}
 	}
 	return e.failure(what, "", err)
-}
-
-func trustedKeys(path string) ([]ed25519.PublicKey, error) {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // then nothing is trusted
-	}
-	if err != nil {
-		return nil, err
-	}
-	return update.ParseKeys(string(b))
 }
 
 // withGrub finds grub's environment, mounting its partition if it is not.

@@ -14,7 +14,6 @@ import (
 
 	"varve/appliance/exports"
 	"varve/control/cluster"
-	"varve/control/node"
 	"varve/control/peer"
 	"varve/control/pki"
 	"varve/control/raft"
@@ -164,87 +163,6 @@ func (b *base) mine(d state.Doomed) bool {
 		return p.Backend.Node == b.raft.ID()
 	}
 	return b.raft.IsLeader()
-}
-
-// JoinOptions say what a joining appliance tells of itself.
-type JoinOptions struct {
-	Token string
-	// Node is the address of its node port, if it is to be reached there before it has said more.
-	Node string
-}
-
-// Join makes the appliance with this data directory, which is not running, a node of the cluster that the token is for. The
-// directory is empty, or that of a cluster of one without a file or vDisk, which is put aside.
-func Join(ctx context.Context, cfg Config, opt JoinOptions) (joined cluster.Joined, err error) {
-	cfg, err = cfg.withDefaults()
-	if err != nil {
-		return joined, err
-	}
-	lock, err := openData(cfg)
-	if err != nil {
-		return joined, err
-	}
-	defer func() { err = errors.Join(err, lock.Close()) }()
-	dir, tls := filepath.Join(cfg.Data, controlName), filepath.Join(cfg.Data, tlsName)
-	if err := putAside(cfg); err != nil {
-		return joined, err
-	}
-	return cluster.Join(ctx, opt.Token, cluster.JoinConfig{ControlDir: dir, TLSDir: tls, Hosts: pki.LocalHosts(),
-		KeepSecrets: func(bundle []byte) error { return secrets.Adopt(cfg.Data, bundle) },
-		Spec:        state.NodeSpec{Name: node.HostName(), Peer: opt.Node, Version: cfg.Version, LevelMax: state.LevelMax}})
-}
-
-// NotEmptyError: a node that holds something cannot join another cluster.
-type NotEmptyError struct {
-	Data string
-	What string
-}
-
-func (e *NotEmptyError) Error() string {
-	return fmt.Sprintf("%s holds %s; an appliance joins with an empty data directory", e.Data, e.What)
-}
-
-// putAside moves the control state of an unused cluster of one out of the way: control.left, tls.left, log.left, map.left.
-func putAside(cfg Config) error {
-	dir := filepath.Join(cfg.Data, controlName)
-	if _, err := os.Stat(filepath.Join(dir, "node.json")); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if cluster.HasPeers(dir) {
-		return &NotEmptyError{cfg.Data, "a node of a cluster"}
-	}
-	n, err := raft.Open(raft.Config{Dir: dir, Log: cfg.ControlLog})
-	if err != nil {
-		return err
-	}
-	view := n.State().View()
-	what := ""
-	for _, p := range view.VPools() {
-		if p.Inodes > 1 {
-			what = "files in vPool " + p.Name
-		} else if p.Name != DefaultPool {
-			what = "vPool " + p.Name
-		}
-	}
-	if len(view.Nodes()) > 1 {
-		what = "a node of a cluster"
-	}
-	if err := n.Close(); err != nil {
-		return err
-	}
-	if what != "" {
-		return &NotEmptyError{cfg.Data, what}
-	}
-	for _, name := range []string{tlsName, logName, mapName, tokenName, ledgerName, controlName} {
-		from := filepath.Join(cfg.Data, name)
-		if err := os.RemoveAll(from + ".left"); err != nil {
-			return fmt.Errorf("put %s aside: %w", from, err)
-		}
-		if err := os.Rename(from, from+".left"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("put %s aside: %w", from, err)
-		}
-	}
-	return nil
 }
 
 // ControlSocket is where other processes of the appliance, and administration of the cluster, reach control.

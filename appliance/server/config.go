@@ -45,6 +45,9 @@ type Config struct {
 	// directory below Data.
 	S3 S3
 
+	// UpdateKeys is a file with the public keys that a bundle has to be signed by to be taken; none of them without a name.
+	UpdateKeys string
+
 	Version string
 	// Settings are the flags that it was started with, as text, for the check against the cluster's configuration.
 	Settings map[string]string

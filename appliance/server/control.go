@@ -37,6 +37,9 @@ func Control(ctx context.Context, cfg Config, ready func(Summary)) error {
 	if err != nil {
 		return err
 	}
+	if err := finishJoin(ctx, cfg); err != nil {
+		return errors.Join(err, lock.Close())
+	}
 	doors, err := openListeners(cfg)
 	if err != nil {
 		return errors.Join(err, lock.Close())
@@ -96,6 +99,7 @@ func (a *appliance) runControl(ctx context.Context, ready func(Summary)) error {
 	g.Go(func() error { return named("control socket", a.controlServer().Serve(run, a.doors.control)) })
 	g.Go(func() error { return a.keepDoors(run) })
 	g.Go(func() error { return a.keepCertificates(run) })
+	g.Go(func() error { return a.untilJoined(run) })
 	g.Go(func() error { return watchdog(run, a.cfg.Log, func(context.Context) error { return a.raft.Err() }) })
 	a.automation.lead(run, g, a)
 	a.serveAPI(run, g)

@@ -10,18 +10,23 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"varve/appliance/update"
+	v1 "varve/control/api/customer"
 	"varve/control/durable"
 	"varve/control/peer"
 	"varve/control/rollout"
+	"varve/control/state"
 )
 
 const (
 	callUpdateStatus = "update/status"
 	callUpdatePiece  = "update/piece"
+	callUpdateHeld   = "update/held"
 	partSuffix       = ".part"
 )
 
@@ -54,6 +59,7 @@ func (u updates) Status(context.Context) (rollout.NodeStatus, error) {
 		st.Error = a.Error
 	}
 	if a.Now != nil {
+		st.Updatable = true
 		st.Trying = a.Now.Boot.Try != ""
 		if l := a.Now.Last; l != nil && !l.Done {
 			st.Failed, st.FailedAt, st.Why = l.Version, l.At, l.Why
@@ -116,20 +122,7 @@ func (u updates) finish(f *os.File, sum string) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	// Older bundles make room: one is enough.
-	old, err := filepath.Glob(filepath.Join(u.dir(), update.BundleName("*")))
-	if err != nil {
-		return err
-	}
-	for _, o := range old {
-		if err := os.Remove(o); err != nil {
-			return err
-		}
-	}
-	if err := os.Rename(f.Name(), filepath.Join(u.dir(), update.BundleName(sum))); err != nil {
-		return err
-	}
-	return durable.SyncDir(u.dir())
+	return update.Keep(u.dir(), filepath.Base(f.Name()), sum)
 }
 
 // Piece implements rollout.Machine.
@@ -163,7 +156,112 @@ type pieceArgs struct {
 // answer answers the other nodes' questions.
 func (u updates) answer() {
 	u.peers.Handle(callUpdateStatus, 16, func(ctx context.Context, _ []byte) (any, error) { return u.Status(ctx) })
+	u.peers.Handle(callUpdateHeld, 16, func(ctx context.Context, _ []byte) (any, error) {
+		st, err := u.Status(ctx)
+		if err != nil {
+			return nil, err
+		}
+		held, err := update.Held(u.dir())
+		return updateState{st, held}, err
+	})
 	peer.Handle1(u.peers, callUpdatePiece, smallCall, func(_ context.Context, a pieceArgs) (any, error) { return u.Piece(a.SHA256, a.At, a.N) })
+}
+
+// updateState is what a node says of updates.
+type updateState struct {
+	rollout.NodeStatus
+	Held []update.Holding `json:"held"`
+}
+
+// Updates implements api.Appliance.
+func (e estate) Updates(ctx context.Context) (v1.Updates, error) {
+	out := v1.Updates{Nodes: []v1.UpdateNode{}, Bundles: []v1.UpdateBundle{}}
+	view := e.raft.State().View()
+	out.Level = view.Level()
+	out.LevelReady, _ = view.LevelReady()
+	nodes := view.Nodes()
+	var ask []uuid.UUID
+	for _, n := range nodes {
+		ask = append(ask, n.ID)
+	}
+	for i, a := range peer.Each[updateState](ctx, e.peers, ask, callUpdateHeld, nil) {
+		n := nodes[i]
+		one := v1.UpdateNode{Name: n.Name, ID: n.ID, Version: n.Version}
+		if a.Err != nil {
+			one.Error = shortText(a.Err.Error())
+			out.Nodes = append(out.Nodes, one)
+			continue
+		}
+		st := a.Value
+		one.Version, one.Reachable, one.Ready, one.Updatable, one.Busy, one.Trying = st.Version, true, st.Ready, st.Updatable, st.Busy, st.Trying
+		one.Done, one.Total, one.Error, one.Failed, one.Why = v1.Size(st.Done), v1.Size(st.Total), st.Error, st.Failed, st.Why
+		if at := st.FailedAt.UTC(); !at.IsZero() {
+			one.FailedAt = &at
+		}
+		out.Nodes = append(out.Nodes, one)
+		for _, h := range st.Held {
+			out.Bundles = append(out.Bundles, toBundle(h, n.Name))
+		}
+	}
+	return out, nil
+}
+
+func toBundle(h update.Holding, node string) v1.UpdateBundle {
+	b := v1.UpdateBundle{SHA256: h.SHA256, Version: h.Version, Size: v1.Size(h.Size), Node: node, LevelMin: h.LevelMin, LevelMax: h.LevelMax}
+	if at := h.Built.UTC(); !at.IsZero() {
+		b.Built = &at
+	}
+	return b
+}
+
+// TakeUpdate implements api.Appliance.
+func (e estate) TakeUpdate(_ context.Context, bundle io.Reader) (v1.UpdateBundle, error) {
+	refused := func(err error, remedy string) error {
+		return &state.Error{Err: state.ErrInvalid, Object: "update bundle", Detail: err.Error(), Remedy: remedy}
+	}
+	if !e.joining.TryLock() { // one change of what this appliance is at a time
+		return v1.UpdateBundle{}, &state.Error{Err: state.ErrConflict, Object: "update bundle", Detail: "another one is being taken, or the appliance joins a cluster"}
+	}
+	defer e.joining.Unlock()
+	keys, err := update.ReadKeys(e.cfg.UpdateKeys)
+	if err != nil {
+		return v1.UpdateBundle{}, fmt.Errorf("read keys of updates: %w", err)
+	}
+	h, err := update.Take(updates{e.appliance}.dir(), bundle, keys)
+	switch {
+	case errors.Is(err, unix.ENOSPC):
+		return v1.UpdateBundle{}, &state.Error{Err: state.ErrNoSpace, Object: "update bundle", Detail: err.Error(), Remedy: "make room on the data disk"}
+	case errors.Is(err, update.ErrRefused), errors.Is(err, update.ErrDamaged):
+		return v1.UpdateBundle{}, refused(err, "take the bundle as it was released; varve update verify FILE checks one")
+	case err != nil:
+		return v1.UpdateBundle{}, err
+	}
+	e.cfg.Log.Info("an update bundle was taken", "version", h.Version, "sha256", h.SHA256, "bytes", h.Size)
+	return toBundle(h, e.nodeName(e.raft.ID())), nil
+}
+
+// Rollout implements api.Appliance.
+func (e estate) Rollout(ctx context.Context, sum string, finalise bool, by string) (state.TaskSpec, error) {
+	u, err := e.Updates(ctx)
+	if err != nil {
+		return state.TaskSpec{}, err
+	}
+	i := slices.IndexFunc(u.Bundles, func(b v1.UpdateBundle) bool { return b.SHA256 == sum })
+	if i < 0 {
+		return state.TaskSpec{}, &state.Error{Err: state.ErrNotFound, Object: "update bundle " + shortText(sum), Remedy: "upload it first"}
+	}
+	for _, n := range u.Nodes {
+		if n.Reachable && !n.Updatable {
+			return state.TaskSpec{}, &state.Error{Err: state.ErrConflict, Object: "node " + n.Name,
+				Detail: "was not installed from the image", Remedy: "update its package instead"}
+		}
+	}
+	b := u.Bundles[i]
+	source, err := e.nodes.Get(b.Node)
+	if err != nil {
+		return state.TaskSpec{}, err
+	}
+	return rollout.New(rollout.Config{}).Spec(rollout.Args{Version: b.Version, SHA256: b.SHA256, Size: int64(b.Size), Source: source.ID, Finalise: finalise}, by)
 }
 
 // updatesOf asks any node.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -51,15 +52,23 @@ type Summary struct {
 }
 
 // Serve runs an appliance until ctx ends, then stops it cleanly and returns nil. ready is called once, when all is open. An
-// error means that the appliance could not start or had to give up.
+// error means that the appliance could not start or had to give up; ErrRestart, that it wants to be started again.
 func Serve(ctx context.Context, cfg Config, ready func(Summary)) (err error) {
 	cfg, err = cfg.withDefaults()
 	if err != nil {
 		return err
 	}
+	if err := awaitJoin(ctx, cfg); err != nil {
+		return err
+	}
 	lock, err := openData(cfg)
 	if err != nil {
 		return err
+	}
+	if cfg.Unit == UnitAll {
+		if err := finishJoin(ctx, cfg); err != nil {
+			return errors.Join(err, lock.Close())
+		}
 	}
 	doors, err := openListeners(cfg)
 	if err != nil {
@@ -96,6 +105,7 @@ type appliance struct {
 	figures    *history.Store
 	sightings  sightings
 	ready      atomic.Bool
+	joining    sync.Mutex // held while a cluster is asked to admit this appliance
 }
 
 // wire makes what a fresh appliance lacks and the servers, and starts nothing.
@@ -216,6 +226,7 @@ func (a *appliance) run(ctx context.Context, ready func(Summary)) error {
 	serving, ctx := errgroup.WithContext(outer)
 	a.serve(ctx, serving)
 	serving.Go(func() error { return watchdog(ctx, a.cfg.Log, a.alive) })
+	serving.Go(func() error { return a.untilJoined(ctx) })
 	serving.Go(func() error {
 		a.ready.Store(true)
 		tell(a.cfg.Log, daemon.SdNotifyReady)

@@ -98,12 +98,14 @@ func (f *follower) Close() error {
 	return nil
 }
 
+const controlWait = 10 * time.Second
+
 // followControl waits for control's process and copies its state.
 func (b *base) followControl(ctx context.Context) error {
 	f := follow(ctx, replica.Open(ControlSocket(b.cfg.Data), b.cfg.Log))
 	b.raft = f
 	for {
-		wait, cancel := context.WithTimeout(ctx, 10*time.Second)
+		wait, cancel := context.WithTimeout(ctx, controlWait)
 		err := f.Ready(wait)
 		cancel()
 		if err == nil {
@@ -111,6 +113,9 @@ func (b *base) followControl(ctx context.Context) error {
 		}
 		if failed := errors.Join(f.Err(), ctx.Err()); failed != nil {
 			return failed
+		}
+		if joinIsReady(b.cfg.Data) { // control waits for this process to give way
+			return ErrRestart
 		}
 		b.cfg.Log.Warn("waiting for control", "socket", ControlSocket(b.cfg.Data))
 	}

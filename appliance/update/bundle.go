@@ -13,8 +13,15 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"varve/control/durable"
 )
 
 // Manifest says what a bundle holds.
@@ -253,4 +260,145 @@ func ParseKeys(text string) ([]ed25519.PublicKey, error) {
 		}
 	}
 	return keys, nil
+}
+
+// ReadKeys reads the list of trusted keys in a file. Without the file nothing is trusted.
+func ReadKeys(path string) ([]ed25519.PublicKey, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return ParseKeys(string(b))
+}
+
+// Holding is a bundle in a node's directory.
+type Holding struct {
+	Manifest
+	SHA256 string // of the bundle
+	Size   int64
+}
+
+const (
+	takePart = "take.part"
+	// roomLeft stays free on the disk: guests' data is there too.
+	roomLeft = 1 << 30
+)
+
+// Take copies a bundle into dir, where the agent and other nodes find it, and removes those of before. Its signature is checked before
+// the rest is read, its content before it gets its name: what is wrong leaves nothing.
+func Take(dir string, in io.Reader, keys []ed25519.PublicKey) (h Holding, err error) {
+	if err := durable.MakeDir(dir); err != nil {
+		return h, err
+	}
+	path := filepath.Join(dir, takePart)
+	out, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o644)
+	if err != nil {
+		return h, err
+	}
+	defer func() {
+		err = errors.Join(err, out.Close())
+		if err != nil {
+			if e := os.Remove(path); !errors.Is(e, fs.ErrNotExist) {
+				err = errors.Join(err, e)
+			}
+		}
+	}()
+	sum := sha256.New()
+	copied := &counted{r: io.TeeReader(in, io.MultiWriter(out, sum))}
+	var root *Root
+	if h.Manifest, root, err = OpenBundle(copied, keys); err != nil {
+		return h, err
+	}
+	if err := hasRoom(dir, h.Root.Size); err != nil {
+		return h, err
+	}
+	if _, err := io.Copy(io.Discard, root); err != nil {
+		return h, fmt.Errorf("read the bundle: %w", err)
+	}
+	if err := root.Whole(); err != nil {
+		return h, err
+	}
+	if _, err := io.Copy(io.Discard, io.LimitReader(copied, trailerMax)); err != nil { // the archive's end
+		return h, fmt.Errorf("read the bundle: %w", err)
+	}
+	if n, _ := in.Read(make([]byte, 1)); n > 0 {
+		return h, fmt.Errorf("%w: more follows after its end", ErrDamaged)
+	}
+	h.SHA256, h.Size = hex.EncodeToString(sum.Sum(nil)), copied.done
+	if err := out.Sync(); err != nil {
+		return h, err
+	}
+	return h, Keep(dir, takePart, h.SHA256)
+}
+
+// trailerMax is what may follow the last file: the archive's end, and what fills its last record.
+const trailerMax = 64 << 10
+
+func hasRoom(dir string, need int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("room in %s: %w", dir, err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < need+roomLeft {
+		return fmt.Errorf("%w: %d bytes are free for a bundle of %d, and %d have to stay", unix.ENOSPC, free, need, roomLeft)
+	}
+	return nil
+}
+
+// Keep gives a complete file its name as the bundle with that SHA-256. Older ones make room: one is enough.
+func Keep(dir, name, sum string) error {
+	old, err := filepath.Glob(filepath.Join(dir, BundleName("*")))
+	if err != nil {
+		return err
+	}
+	for _, o := range old {
+		if filepath.Base(o) == BundleName(sum) {
+			continue
+		}
+		if err := os.Remove(o); err != nil {
+			return err
+		}
+	}
+	if err := os.Rename(filepath.Join(dir, name), filepath.Join(dir, BundleName(sum))); err != nil {
+		return err
+	}
+	return durable.SyncDir(dir)
+}
+
+// Held lists the bundles in dir. They were checked when they came; each node checks again before it uses one.
+func Held(dir string) ([]Holding, error) {
+	all, err := filepath.Glob(filepath.Join(dir, BundleName("*")))
+	if err != nil {
+		return nil, err
+	}
+	var out []Holding
+	for _, path := range all {
+		h, err := look(path)
+		if err != nil {
+			return out, fmt.Errorf("bundle %s: %w", filepath.Base(path), err)
+		}
+		out = append(out, h)
+	}
+	return out, nil
+}
+
+func look(path string) (h Holding, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return h, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return h, err
+	}
+	h.Size, h.SHA256 = info.Size(), strings.TrimSuffix(filepath.Base(path), bundleSuffix)
+	b, err := entry(tar.NewReader(f), manifestFile, manifestBytesMax)
+	if err == nil {
+		err = json.Unmarshal(b, &h.Manifest)
+	}
+	return h, err
 }

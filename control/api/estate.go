@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -22,6 +23,16 @@ type Appliance interface {
 	Cluster(ctx context.Context) (v1.Cluster, error)
 	// JoinToken makes a token that admits one node.
 	JoinToken(ctx context.Context, role string, ttl time.Duration) (v1.JoinToken, error)
+	// Joinable says why this appliance cannot join a cluster: what it holds. Join has it admitted by the cluster of a token, after which it
+	// restarts.
+	Joinable() error
+	Join(ctx context.Context, token string) (v1.ClusterJoined, error)
+	// Updates says what each node runs and which bundles there are; the rollout is the task queue's.
+	Updates(ctx context.Context) (v1.Updates, error)
+	// TakeUpdate checks a bundle and keeps it on this node.
+	TakeUpdate(ctx context.Context, bundle io.Reader) (v1.UpdateBundle, error)
+	// Rollout is the task that updates all nodes with a bundle that one of them has.
+	Rollout(ctx context.Context, sha256 string, finalise bool, by string) (state.TaskSpec, error)
 	// Health says what every node has checked, worst first.
 	Health(ctx context.Context) (v1.Health, error)
 	// Disks are those of all nodes, by id.
@@ -86,6 +97,23 @@ func (a customerAPI) CreateJoinToken(ctx context.Context, r v1.CreateJoinTokenRe
 	}
 	t, err := of.JoinToken(ctx, role, ttl)
 	return v1.CreateJoinToken201JSONResponse(t), err
+}
+
+func (a customerAPI) JoinCluster(ctx context.Context, r v1.JoinClusterRequestObject) (v1.JoinClusterResponseObject, error) {
+	about(ctx, "this appliance")
+	of, err := a.appliance()
+	if err != nil {
+		return nil, err
+	}
+	if r.Params.DryRun {
+		if err := of.Joinable(); err != nil {
+			return nil, err
+		}
+		return nil, wouldDo("makes this appliance a node of another cluster", []string{"it restarts; its users, tokens and certificates are those of the cluster"},
+			nil, nil, "")
+	}
+	j, err := of.Join(ctx, r.Body.Token)
+	return v1.JoinCluster202JSONResponse(j), err
 }
 
 // node finds one by name or id, and says which it is for the audit log.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -31,6 +32,31 @@ func (fakeAppliance) Cluster(context.Context) (v1.Cluster, error) {
 
 func (fakeAppliance) JoinToken(_ context.Context, role string, ttl time.Duration) (v1.JoinToken, error) {
 	return v1.JoinToken{Token: "varve_join_x", Role: role, Expires: time.Unix(0, 0).Add(ttl)}, nil
+}
+
+func (fakeAppliance) Joinable() error { return nil }
+
+func (fakeAppliance) Join(_ context.Context, token string) (v1.ClusterJoined, error) {
+	if token != "varve_join_right" {
+		return v1.ClusterJoined{}, &state.Error{Err: state.ErrInvalid, Object: "join token"}
+	}
+	return v1.ClusterJoined{Fingerprint: "AA:BB"}, nil
+}
+
+func (fakeAppliance) Updates(context.Context) (v1.Updates, error) {
+	return v1.Updates{Nodes: []v1.UpdateNode{{Name: "one", Version: "1"}}, Bundles: []v1.UpdateBundle{}}, nil
+}
+
+func (fakeAppliance) TakeUpdate(_ context.Context, bundle io.Reader) (v1.UpdateBundle, error) {
+	n, err := io.Copy(io.Discard, bundle)
+	return v1.UpdateBundle{Version: "2", Size: v1.Size(n)}, err
+}
+
+func (fakeAppliance) Rollout(_ context.Context, sum string, _ bool, by string) (state.TaskSpec, error) {
+	if sum == "" {
+		return state.TaskSpec{}, &state.Error{Err: state.ErrNotFound, Object: "update bundle"}
+	}
+	return state.TaskSpec{Type: "update.rollout", Queue: state.QueueGeneric, By: by}, nil
 }
 
 func (fakeAppliance) Health(context.Context) (v1.Health, error) {

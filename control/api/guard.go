@@ -220,7 +220,10 @@ func (s *Server) guarded(o operation, h echo.HandlerFunc) echo.HandlerFunc {
 			err = o.lift(ec)
 		}
 		if err == nil {
-			r.Body = http.MaxBytesReader(ec.Response(), r.Body, bodyBytesMax)
+			r.Body = http.MaxBytesReader(ec.Response(), r.Body, max(bodyBytesMax, o.BodyMax))
+			if o.BodyMax > 0 {
+				r.Body = &paced{r.Body, http.NewResponseController(ec.Response())}
+			}
 			ec.SetRequest(r.WithContext(context.WithValue(r.Context(), callKey{}, c)))
 			ec.Response().Before(func() { s.audit(r.Context(), c, nil) })
 			err = s.once(ec, c, h)
@@ -254,6 +257,20 @@ func (o operation) lift(ec echo.Context) error {
 		return fmt.Errorf("lift the deadlines of %s: %w", o.ID, err)
 	}
 	return nil
+}
+
+// paced is a long body that has to go on arriving.
+type paced struct {
+	io.ReadCloser
+	rc *http.ResponseController
+}
+
+// Read implements io.Reader.
+func (p *paced) Read(b []byte) (int, error) {
+	if err := p.rc.SetReadDeadline(time.Now().Add(readTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return 0, fmt.Errorf("read the body: %w", err)
+	}
+	return p.ReadCloser.Read(b)
 }
 
 // warn tells the caller of a deprecated operation, as RFC 9745 and RFC 8594 have it.

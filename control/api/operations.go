@@ -39,6 +39,8 @@ type operation struct {
 	Internal bool
 	// Slow operations may take longer than a request's time.
 	Slow bool
+	// BodyMax is the most bytes of a body that is no JSON and goes to its handler as it comes; 0 for others.
+	BodyMax int64
 	// LocalView operations tell what this node sees, whether or not it has heard the latest.
 	LocalView bool
 	// Keyed operations take an Idempotency-Key, Dry ones dryRun.
@@ -110,6 +112,7 @@ func readOperation(raw json.RawMessage) (operation, error) {
 		Local      bool     `json:"x-varve-local"`
 		Slow       bool     `json:"x-varve-slow"`
 		LocalView  bool     `json:"x-varve-local-view"`
+		Body       int64    `json:"x-varve-body"`
 		Deprecated string   `json:"x-varve-deprecated"`
 		Sunset     string   `json:"x-varve-sunset"`
 		Parameters []struct {
@@ -120,7 +123,7 @@ func readOperation(raw json.RawMessage) (operation, error) {
 		return operation{}, err
 	}
 	o := operation{ID: y.ID, Summary: y.Summary, Roles: y.Roles, CLI: y.CLI, Scoped: y.Scope == "vpool", Secret: y.Secret, Local: y.Local, Slow: y.Slow,
-		LocalView: y.LocalView}
+		LocalView: y.LocalView, BodyMax: y.Body}
 	if len(y.Tags) > 0 {
 		o.Tag = y.Tags[0]
 	}

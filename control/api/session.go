@@ -54,6 +54,19 @@ func (a internalAPI) SetUp(ctx context.Context, r internal.SetUpRequestObject) (
 	return internal.SetUp200JSONResponse{SessionJSONResponse: opened(ctx, in)}, nil
 }
 
+func (a internalAPI) SetUpJoin(ctx context.Context, r internal.SetUpJoinRequestObject) (internal.SetUpJoinResponseObject, error) {
+	about(ctx, "this appliance")
+	if err := a.auth.CheckSetUp(r.Body.Code); err != nil {
+		return nil, err
+	}
+	of, err := a.appliance()
+	if err != nil {
+		return nil, err
+	}
+	j, err := of.Join(ctx, r.Body.Token)
+	return internal.SetUpJoin202JSONResponse{Cluster: j.Cluster.String(), Node: j.Node.String(), Fingerprint: j.Fingerprint}, err
+}
+
 func (a internalAPI) NewSetupCode(context.Context, internal.NewSetupCodeRequestObject) (internal.NewSetupCodeResponseObject, error) {
 	if !a.auth.NeedsSetUp() {
 		return nil, refuse(http.StatusConflict, "conflict", "the first administrator is made already", "make users with: varve user create")

@@ -501,18 +501,26 @@ func (a *Authenticator) NeedsSetUp() bool { return len(a.cfg.Store.View().Users(
 // SetUpCode makes a new code for the first administrator; it replaces the one before.
 func (a *Authenticator) SetUpCode() string { return a.setup.renew() }
 
-// SetUp makes the first administrator.
-func (a *Authenticator) SetUp(ctx context.Context, code, name, password, from string) (SignedIn, error) {
+// CheckSetUp is nil for the right code while there is no user yet. The code stays; wrong ones are counted.
+func (a *Authenticator) CheckSetUp(code string) error {
 	if !a.NeedsSetUp() {
-		return SignedIn{}, &state.Error{Err: state.ErrConflict, Object: "cluster", Detail: "is set up already", Remedy: "sign in"}
+		return &state.Error{Err: state.ErrConflict, Object: "cluster", Detail: "is set up already", Remedy: "sign in"}
 	}
 	right, locked := a.setup.check(code)
 	if locked {
-		return SignedIn{}, &state.Error{Err: state.ErrConflict, Object: "set-up", Detail: "is locked",
+		return &state.Error{Err: state.ErrConflict, Object: "set-up", Detail: "is locked",
 			Remedy: "make a new code on the appliance: varve setup-code"}
 	}
 	if !right {
-		return SignedIn{}, ErrUnauthenticated
+		return ErrUnauthenticated
+	}
+	return nil
+}
+
+// SetUp makes the first administrator.
+func (a *Authenticator) SetUp(ctx context.Context, code, name, password, from string) (SignedIn, error) {
+	if err := a.CheckSetUp(code); err != nil {
+		return SignedIn{}, err
 	}
 	roles := []string{state.RoleAdmin}
 	u, err := a.createUser(ctx, NewUser{Name: name, Password: password, Roles: roles}, true)

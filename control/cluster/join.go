@@ -31,8 +31,9 @@ const (
 	tokenBytesMax = 4 << 10
 	addressesMax  = 16
 	joinBytesMax  = 64 << 10
-	joinTimeout   = time.Minute
 	joinsPerTen   = 20 // requests in ten seconds, of all joiners together
+	// JoinTimeout is how long Join tries.
+	JoinTimeout = time.Minute
 	// TokenTTL is how long a token lives if nothing else is asked for; TokenTTLMax at most.
 	TokenTTL    = time.Hour
 	TokenTTLMax = 24 * time.Hour
@@ -244,7 +245,7 @@ func Join(ctx context.Context, tok string, conf JoinConfig) (Joined, error) {
 	if err != nil {
 		return Joined{}, fmt.Errorf("encode join request: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	ctx, cancel := context.WithTimeout(ctx, JoinTimeout)
 	defer cancel()
 	a, err := t.ask(ctx, body)
 	if err != nil {

@@ -52,6 +52,8 @@ type NodeStatus struct {
 	Version string `json:"version"`
 	// Ready: its exports are open.
 	Ready bool `json:"ready"`
+	// Updatable: it has slots and an agent.
+	Updatable bool `json:"updatable,omitempty"`
 	// Trying: it runs, or is about to run, a version that is not confirmed.
 	Trying bool `json:"trying,omitempty"`
 	// Request is the update that its agent works at, or has last worked at; Busy tells which.

@@ -113,7 +113,9 @@ type request struct {
 	method, path string // path escaped
 	query        url.Values
 	header       http.Header
-	in, out      any // JSON, unless nil
+	in, out      any       // JSON, unless nil
+	stream       io.Reader // the body instead of in, of size bytes
+	size         int64
 }
 
 // Raw is an answer as it came.
@@ -174,6 +176,10 @@ func (c *Client) open(ctx context.Context, q request, body []byte) (*http.Respon
 	r, err := http.NewRequestWithContext(ctx, q.method, target, bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", q.method, q.path, err)
+	}
+	if q.stream != nil {
+		r.Body, r.ContentLength, r.GetBody = io.NopCloser(q.stream), q.size, nil
+		r.Header.Set("Content-Type", "application/octet-stream")
 	}
 	for k, v := range q.header {
 		r.Header[k] = v
@@ -304,6 +310,11 @@ func Put[T any](ctx context.Context, c *Client, in any, g Change, path ...string
 func Delete(ctx context.Context, c *Client, g Change, path ...string) (effect *v1.Effect, err error) {
 	_, effect, err = send[struct{}](ctx, c, http.MethodDelete, nil, g, g.header(), path)
 	return effect, err
+}
+
+// Upload posts what a reader gives, as it is.
+func Upload(ctx context.Context, c *Client, from io.Reader, size int64, out any, path ...string) error {
+	return c.call(ctx, request{method: http.MethodPost, path: at(path...), stream: from, size: size, out: out})
 }
 
 // Call makes any call to a path of the customer API with more parameters in its query; out gets the answer, or effect that of a dry run.

@@ -71,9 +71,11 @@ type AuditVerification struct {
 
 // Backend Where a vPool's objects are
 type Backend struct {
-	Compression string `json:"compression,omitempty"`
-	Encrypted   bool   `json:"encrypted,omitempty"`
-	Error       string `json:"error,omitempty"`
+	// AsOf When this was last told, where the node that knows does not answer now
+	AsOf        *time.Time `json:"as_of,omitempty"`
+	Compression string     `json:"compression,omitempty"`
+	Encrypted   bool       `json:"encrypted,omitempty"`
+	Error       string     `json:"error,omitempty"`
 
 	// Findings What the probe found when the vPool was made
 	Findings map[string]string `json:"findings"`
@@ -240,6 +242,21 @@ type Cluster struct {
 	// Self The node that answers
 	Self   string `json:"self"`
 	Voters int    `json:"voters"`
+}
+
+// ClusterJoin defines model for ClusterJoin.
+type ClusterJoin struct {
+	// Token From `varve cluster token create`, or POST /cluster/tokens there
+	Token string `json:"token"`
+}
+
+// ClusterJoined It restarts as a node of the cluster
+type ClusterJoined struct {
+	Cluster openapi_types.UUID `json:"cluster"`
+
+	// Fingerprint SHA-256 of the certificate that it shows from then on
+	Fingerprint string             `json:"fingerprint"`
+	Node        openapi_types.UUID `json:"node"`
 }
 
 // ClusterNode A node as another one sees it
@@ -884,6 +901,8 @@ type Problem struct {
 
 // Protection How safe what was acknowledged of a vDisk is
 type Protection struct {
+	// AsOf When this was last told, where the node that knows does not answer now
+	AsOf  *time.Time         `json:"as_of,omitempty"`
 	Class string             `json:"class"`
 	ID    openapi_types.UUID `json:"id"`
 
@@ -994,6 +1013,13 @@ type Rollback struct {
 
 	// Snapshot Name or id
 	Snapshot string `json:"snapshot"`
+}
+
+// RolloutStart defines model for RolloutStart.
+type RolloutStart struct {
+	// Finalise When all run it, let them write its data formats: no way back from there
+	Finalise bool   `json:"finalise,omitempty"`
+	SHA256   string `json:"sha256"`
 }
 
 // Schedule defines model for Schedule.
@@ -1384,6 +1410,69 @@ type TrashedList struct {
 	Next  string    `json:"next,omitempty"`
 }
 
+// UpdateBundle defines model for UpdateBundle.
+type UpdateBundle struct {
+	Built *time.Time `json:"built,omitempty"`
+
+	// LevelMax up to this one
+	LevelMax int `json:"level_max,omitempty"`
+
+	// LevelMin It runs on data of this level
+	LevelMin int `json:"level_min,omitempty"`
+
+	// Node The node that has it
+	Node    string `json:"node"`
+	SHA256  string `json:"sha256"`
+	Size    Size   `json:"size"`
+	Version string `json:"version"`
+}
+
+// UpdateNode How a node is with respect to updates
+type UpdateNode struct {
+	// Busy An update is being written there
+	Busy bool `json:"busy"`
+	Done Size `json:"done,omitempty"`
+
+	// Error Of the last update
+	Error string `json:"error,omitempty"`
+
+	// Failed The version that did not prove itself last
+	Failed    string             `json:"failed,omitempty"`
+	FailedAt  *time.Time         `json:"failed_at,omitempty"`
+	ID        openapi_types.UUID `json:"id"`
+	Name      string             `json:"name"`
+	Reachable bool               `json:"reachable"`
+
+	// Ready Its exports are open
+	Ready bool `json:"ready"`
+	Total Size `json:"total,omitempty"`
+
+	// Trying It runs a version that is not confirmed yet
+	Trying bool `json:"trying"`
+
+	// Updatable It was installed from the image; others are updated as packages are
+	Updatable bool `json:"updatable"`
+
+	// Version What it runs; what it ran last where it does not answer
+	Version string `json:"version"`
+	Why     string `json:"why,omitempty"`
+}
+
+// Updates defines model for Updates.
+type Updates struct {
+	Bundles []UpdateBundle `json:"bundles"`
+
+	// Level Of the data formats that are written
+	Level int `json:"level"`
+
+	// LevelReady What it can be raised to by finalising
+	LevelReady int          `json:"level_ready"`
+	Nodes      []UpdateNode `json:"nodes"`
+
+	// Rollout The newest, under way or ended
+	Rollout *Task `json:"rollout,omitempty"`
+}
+
 // User defines model for User.
 type User struct {
 	Created  time.Time `json:"created"`
@@ -1434,10 +1523,12 @@ type UserPatch struct {
 
 // VDisk A virtual disk
 type VDisk struct {
-	Class   string    `json:"class"`
-	Clients int       `json:"clients"`
-	Created time.Time `json:"created"`
-	Epoch   uint64    `json:"epoch"`
+	// AsOf When what its owner says of it was last told, where the node that knows does not answer now
+	AsOf    *time.Time `json:"as_of,omitempty"`
+	Class   string     `json:"class"`
+	Clients int        `json:"clients"`
+	Created time.Time  `json:"created"`
+	Epoch   uint64     `json:"epoch"`
 
 	// File Its file in the NFS export /VPOOL
 	File string `json:"file"`
@@ -1616,7 +1707,9 @@ type VMachineSnapshotList struct {
 
 // VPool A storage pool exported as one datastore
 type VPool struct {
-	Backend string `json:"backend"`
+	// AsOf When its space was last told, where the node that knows does not answer now
+	AsOf    *time.Time `json:"as_of,omitempty"`
+	Backend string     `json:"backend"`
 
 	// Class Durability: none, async, sync
 	Class string `json:"class"`
@@ -1873,6 +1966,12 @@ type DeleteClientParams struct {
 
 	// IfMatch The ETag that the change is based on, or *
 	IfMatch IfMatch `json:"If-Match,omitempty"`
+}
+
+// JoinClusterParams defines parameters for JoinCluster.
+type JoinClusterParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
 }
 
 // CreateJoinTokenParams defines parameters for CreateJoinToken.
@@ -2529,6 +2628,24 @@ type RestoreTrashParams struct {
 	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
 }
 
+// FinaliseUpdateParams defines parameters for FinaliseUpdate.
+type FinaliseUpdateParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// Confirm The name of the object to be destroyed
+	Confirm Confirm `form:"confirm,omitempty" json:"confirm,omitempty"`
+}
+
+// StartRolloutParams defines parameters for StartRollout.
+type StartRolloutParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+
+	// IdempotencyKey The same key gives the same answer for 24 hours and is done once
+	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // ListUsersParams defines parameters for ListUsers.
 type ListUsersParams struct {
 	// Limit Most items in the answer
@@ -2931,6 +3048,9 @@ type SetBrandingJSONRequestBody = BrandingSet
 // CreateClientJSONRequestBody defines body for CreateClient for application/json ContentType.
 type CreateClientJSONRequestBody = ClientCreate
 
+// JoinClusterJSONRequestBody defines body for JoinCluster for application/json ContentType.
+type JoinClusterJSONRequestBody = ClusterJoin
+
 // CreateJoinTokenJSONRequestBody defines body for CreateJoinToken for application/json ContentType.
 type CreateJoinTokenJSONRequestBody = JoinTokenCreate
 
@@ -2993,6 +3113,9 @@ type CreateTokenJSONRequestBody = TokenCreate
 
 // RestoreTrashJSONRequestBody defines body for RestoreTrash for application/json ContentType.
 type RestoreTrashJSONRequestBody = TrashRestore
+
+// StartRolloutJSONRequestBody defines body for StartRollout for application/json ContentType.
+type StartRolloutJSONRequestBody = RolloutStart
 
 // CreateUserJSONRequestBody defines body for CreateUser for application/json ContentType.
 type CreateUserJSONRequestBody = UserCreate
@@ -3104,6 +3227,9 @@ type ServerInterface interface {
 	// GetCluster How the nodes are, as the one that answers sees them; it needs no majority
 	// (GET /cluster)
 	GetCluster(ctx echo.Context) error
+	// JoinCluster Make this appliance a node of the cluster that made the token; it must hold nothing
+	// (POST /cluster/join)
+	JoinCluster(ctx echo.Context, params JoinClusterParams) error
 	// CreateJoinToken Make a token that lets one appliance join; it is shown once
 	// (POST /cluster/tokens)
 	CreateJoinToken(ctx echo.Context, params CreateJoinTokenParams) error
@@ -3305,6 +3431,18 @@ type ServerInterface interface {
 	// RestoreTrash Bring a deleted vDisk back
 	// (POST /trash/{volume}/restore)
 	RestoreTrash(ctx echo.Context, volume string, params RestoreTrashParams) error
+	// GetUpdates What each node runs, which update bundles are here, and how the last rollout goes
+	// (GET /updates)
+	GetUpdates(ctx echo.Context) error
+	// UploadUpdate Upload a signed update bundle to the appliance that answers; the one before is replaced
+	// (POST /updates/bundles)
+	UploadUpdate(ctx echo.Context) error
+	// FinaliseUpdate Let all nodes write the data formats of the version that all of them run; there is no way back
+	// (POST /updates/finalise)
+	FinaliseUpdate(ctx echo.Context, params FinaliseUpdateParams) error
+	// StartRollout Update all appliances with a bundle that is here, one after the other
+	// (POST /updates/rollout)
+	StartRollout(ctx echo.Context, params StartRolloutParams) error
 	// ListUsers List the users
 	// (GET /users)
 	ListUsers(ctx echo.Context, params ListUsersParams) error
@@ -3959,6 +4097,24 @@ func (w *ServerInterfaceWrapper) GetCluster(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.GetCluster(ctx)
+	return err
+}
+
+// JoinCluster converts echo context to params.
+func (w *ServerInterfaceWrapper) JoinCluster(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params JoinClusterParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.JoinCluster(ctx, params)
 	return err
 }
 
@@ -6318,6 +6474,84 @@ func (w *ServerInterfaceWrapper) RestoreTrash(ctx echo.Context) error {
 	return err
 }
 
+// GetUpdates converts echo context to params.
+func (w *ServerInterfaceWrapper) GetUpdates(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetUpdates(ctx)
+	return err
+}
+
+// UploadUpdate converts echo context to params.
+func (w *ServerInterfaceWrapper) UploadUpdate(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UploadUpdate(ctx)
+	return err
+}
+
+// FinaliseUpdate converts echo context to params.
+func (w *ServerInterfaceWrapper) FinaliseUpdate(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FinaliseUpdateParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	// ------------- Optional query parameter "confirm" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "confirm", ctx.QueryParams(), &params.Confirm, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter confirm: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.FinaliseUpdate(ctx, params)
+	return err
+}
+
+// StartRollout converts echo context to params.
+func (w *ServerInterfaceWrapper) StartRollout(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params StartRolloutParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.StartRollout(ctx, params)
+	return err
+}
+
 // ListUsers converts echo context to params.
 func (w *ServerInterfaceWrapper) ListUsers(ctx echo.Context) error {
 	var err error
@@ -8114,6 +8348,11 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/metrics/history", wrapper.GetHistory, options.OperationMiddlewares["getHistory"]...)
 	router.GET(options.BaseURL+"/cluster", wrapper.GetCluster, options.OperationMiddlewares["getCluster"]...)
 	router.POST(options.BaseURL+"/cluster/tokens", wrapper.CreateJoinToken, options.OperationMiddlewares["createJoinToken"]...)
+	router.POST(options.BaseURL+"/cluster/join", wrapper.JoinCluster, options.OperationMiddlewares["joinCluster"]...)
+	router.GET(options.BaseURL+"/updates", wrapper.GetUpdates, options.OperationMiddlewares["getUpdates"]...)
+	router.POST(options.BaseURL+"/updates/bundles", wrapper.UploadUpdate, options.OperationMiddlewares["uploadUpdate"]...)
+	router.POST(options.BaseURL+"/updates/rollout", wrapper.StartRollout, options.OperationMiddlewares["startRollout"]...)
+	router.POST(options.BaseURL+"/updates/finalise", wrapper.FinaliseUpdate, options.OperationMiddlewares["finaliseUpdate"]...)
 	router.GET(options.BaseURL+"/status", wrapper.GetStatus, options.OperationMiddlewares["getStatus"]...)
 	router.POST(options.BaseURL+"/rebuild", wrapper.Rebuild, options.OperationMiddlewares["rebuild"]...)
 	router.POST(options.BaseURL+"/oauth/token", wrapper.IssueToken, options.OperationMiddlewares["issueToken"]...)
@@ -8904,6 +9143,62 @@ type GetClusterdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetClusterdefaultApplicationProblemPlusJSONResponse) VisitGetClusterResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinClusterRequestObject struct {
+	Params JoinClusterParams
+	Body   *JoinClusterJSONRequestBody
+}
+
+type JoinClusterResponseObject interface {
+	VisitJoinClusterResponse(w http.ResponseWriter) error
+}
+
+type JoinCluster200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response JoinCluster200ApplicationEffectPlusJSONResponse) VisitJoinClusterResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinCluster202JSONResponse ClusterJoined
+
+func (response JoinCluster202JSONResponse) VisitJoinClusterResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinClusterdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response JoinClusterdefaultApplicationProblemPlusJSONResponse) VisitJoinClusterResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -12003,6 +12298,196 @@ func (response RestoreTrashdefaultApplicationProblemPlusJSONResponse) VisitResto
 	return err
 }
 
+type GetUpdatesRequestObject struct {
+}
+
+type GetUpdatesResponseObject interface {
+	VisitGetUpdatesResponse(w http.ResponseWriter) error
+}
+
+type GetUpdates200JSONResponse Updates
+
+func (response GetUpdates200JSONResponse) VisitGetUpdatesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetUpdatesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetUpdatesdefaultApplicationProblemPlusJSONResponse) VisitGetUpdatesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UploadUpdateRequestObject struct {
+	Body io.Reader
+}
+
+type UploadUpdateResponseObject interface {
+	VisitUploadUpdateResponse(w http.ResponseWriter) error
+}
+
+type UploadUpdate201JSONResponse UpdateBundle
+
+func (response UploadUpdate201JSONResponse) VisitUploadUpdateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UploadUpdatedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UploadUpdatedefaultApplicationProblemPlusJSONResponse) VisitUploadUpdateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FinaliseUpdateRequestObject struct {
+	Params FinaliseUpdateParams
+}
+
+type FinaliseUpdateResponseObject interface {
+	VisitFinaliseUpdateResponse(w http.ResponseWriter) error
+}
+
+type FinaliseUpdate200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response FinaliseUpdate200ApplicationEffectPlusJSONResponse) VisitFinaliseUpdateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FinaliseUpdate204Response struct {
+}
+
+func (response FinaliseUpdate204Response) VisitFinaliseUpdateResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type FinaliseUpdatedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response FinaliseUpdatedefaultApplicationProblemPlusJSONResponse) VisitFinaliseUpdateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartRolloutRequestObject struct {
+	Params StartRolloutParams
+	Body   *StartRolloutJSONRequestBody
+}
+
+type StartRolloutResponseObject interface {
+	VisitStartRolloutResponse(w http.ResponseWriter) error
+}
+
+type StartRollout200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response StartRollout200ApplicationEffectPlusJSONResponse) VisitStartRolloutResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartRollout202ResponseHeaders struct {
+	Location string
+}
+
+type StartRollout202JSONResponse struct {
+	Body    Task
+	Headers StartRollout202ResponseHeaders
+}
+
+func (response StartRollout202JSONResponse) VisitStartRolloutResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartRolloutdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response StartRolloutdefaultApplicationProblemPlusJSONResponse) VisitStartRolloutResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListUsersRequestObject struct {
 	Params ListUsersParams
 }
@@ -14331,6 +14816,9 @@ type StrictServerInterface interface {
 	// GetCluster How the nodes are, as the one that answers sees them; it needs no majority
 	// (GET /cluster)
 	GetCluster(ctx context.Context, request GetClusterRequestObject) (GetClusterResponseObject, error)
+	// JoinCluster Make this appliance a node of the cluster that made the token; it must hold nothing
+	// (POST /cluster/join)
+	JoinCluster(ctx context.Context, request JoinClusterRequestObject) (JoinClusterResponseObject, error)
 	// CreateJoinToken Make a token that lets one appliance join; it is shown once
 	// (POST /cluster/tokens)
 	CreateJoinToken(ctx context.Context, request CreateJoinTokenRequestObject) (CreateJoinTokenResponseObject, error)
@@ -14532,6 +15020,18 @@ type StrictServerInterface interface {
 	// RestoreTrash Bring a deleted vDisk back
 	// (POST /trash/{volume}/restore)
 	RestoreTrash(ctx context.Context, request RestoreTrashRequestObject) (RestoreTrashResponseObject, error)
+	// GetUpdates What each node runs, which update bundles are here, and how the last rollout goes
+	// (GET /updates)
+	GetUpdates(ctx context.Context, request GetUpdatesRequestObject) (GetUpdatesResponseObject, error)
+	// UploadUpdate Upload a signed update bundle to the appliance that answers; the one before is replaced
+	// (POST /updates/bundles)
+	UploadUpdate(ctx context.Context, request UploadUpdateRequestObject) (UploadUpdateResponseObject, error)
+	// FinaliseUpdate Let all nodes write the data formats of the version that all of them run; there is no way back
+	// (POST /updates/finalise)
+	FinaliseUpdate(ctx context.Context, request FinaliseUpdateRequestObject) (FinaliseUpdateResponseObject, error)
+	// StartRollout Update all appliances with a bundle that is here, one after the other
+	// (POST /updates/rollout)
+	StartRollout(ctx context.Context, request StartRolloutRequestObject) (StartRolloutResponseObject, error)
 	// ListUsers List the users
 	// (GET /users)
 	ListUsers(ctx context.Context, request ListUsersRequestObject) (ListUsersResponseObject, error)
@@ -15141,6 +15641,54 @@ func (sh *strictHandler) GetCluster(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(GetClusterResponseObject); ok {
 		return validResponse.VisitGetClusterResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// JoinCluster operation middleware
+func (sh *strictHandler) JoinCluster(ctx echo.Context, params JoinClusterParams) error {
+	var request JoinClusterRequestObject
+
+	request.Params = params
+
+	var body JoinClusterJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.JoinCluster(ctx.Request().Context(), request.(JoinClusterRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "JoinCluster")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(JoinClusterResponseObject); ok {
+		return validResponse.VisitJoinClusterResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -17294,6 +17842,127 @@ func (sh *strictHandler) RestoreTrash(ctx echo.Context, volume string, params Re
 		return err
 	} else if validResponse, ok := response.(RestoreTrashResponseObject); ok {
 		return validResponse.VisitRestoreTrashResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetUpdates operation middleware
+func (sh *strictHandler) GetUpdates(ctx echo.Context) error {
+	var request GetUpdatesRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetUpdates(ctx.Request().Context(), request.(GetUpdatesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetUpdates")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetUpdatesResponseObject); ok {
+		return validResponse.VisitGetUpdatesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UploadUpdate operation middleware
+func (sh *strictHandler) UploadUpdate(ctx echo.Context) error {
+	var request UploadUpdateRequestObject
+
+	request.Body = ctx.Request().Body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UploadUpdate(ctx.Request().Context(), request.(UploadUpdateRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UploadUpdate")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UploadUpdateResponseObject); ok {
+		return validResponse.VisitUploadUpdateResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// FinaliseUpdate operation middleware
+func (sh *strictHandler) FinaliseUpdate(ctx echo.Context, params FinaliseUpdateParams) error {
+	var request FinaliseUpdateRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.FinaliseUpdate(ctx.Request().Context(), request.(FinaliseUpdateRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "FinaliseUpdate")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(FinaliseUpdateResponseObject); ok {
+		return validResponse.VisitFinaliseUpdateResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// StartRollout operation middleware
+func (sh *strictHandler) StartRollout(ctx echo.Context, params StartRolloutParams) error {
+	var request StartRolloutRequestObject
+
+	request.Params = params
+
+	var body StartRolloutJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.StartRollout(ctx.Request().Context(), request.(StartRolloutRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "StartRollout")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(StartRolloutResponseObject); ok {
+		return validResponse.VisitStartRolloutResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

@@ -23,6 +23,13 @@ type GrantedToken struct {
 	TokenType   string `json:"token_type"`
 }
 
+// Joined ClusterJoined of the customer API
+type Joined struct {
+	Cluster     string `json:"cluster"`
+	Fingerprint string `json:"fingerprint"`
+	Node        string `json:"node"`
+}
+
 // PasswordGrant defines model for PasswordGrant.
 type PasswordGrant struct {
 	// Code Of the second factor
@@ -68,6 +75,12 @@ type Setup struct {
 // SetupCode defines model for SetupCode.
 type SetupCode struct {
 	Code string `json:"code"`
+}
+
+// SetupJoin defines model for SetupJoin.
+type SetupJoin struct {
+	Code  string `json:"code"`
+	Token string `json:"token"`
 }
 
 // SetupRequest defines model for SetupRequest.
@@ -118,6 +131,9 @@ type SignInJSONRequestBody = SignIn
 // SetUpJSONRequestBody defines body for SetUp for application/json ContentType.
 type SetUpJSONRequestBody = SetupRequest
 
+// SetUpJoinJSONRequestBody defines body for SetUpJoin for application/json ContentType.
+type SetUpJoinJSONRequestBody = SetupJoin
+
 // ConfirmTOTPJSONRequestBody defines body for ConfirmTOTP for application/json ContentType.
 type ConfirmTOTPJSONRequestBody = TOTPConfirmation
 
@@ -156,6 +172,9 @@ type ServerInterface interface {
 	// NewSetupCode Make a new set-up code; on the appliance's own socket only
 	// (POST /setup/code)
 	NewSetupCode(ctx echo.Context) error
+	// SetUpJoin Join a cluster instead of making the first administrator: as joinCluster, for whoever has the set-up code
+	// (POST /setup/join)
+	SetUpJoin(ctx echo.Context) error
 	// EnrolTOTP Make a key for a second factor; it is active once confirmed
 	// (POST /totp)
 	EnrolTOTP(ctx echo.Context) error
@@ -311,6 +330,15 @@ func (w *ServerInterfaceWrapper) NewSetupCode(ctx echo.Context) error {
 	return err
 }
 
+// SetUpJoin converts echo context to params.
+func (w *ServerInterfaceWrapper) SetUpJoin(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.SetUpJoin(ctx)
+	return err
+}
+
 // EnrolTOTP converts echo context to params.
 func (w *ServerInterfaceWrapper) EnrolTOTP(ctx echo.Context) error {
 	var err error
@@ -387,6 +415,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 
 	router.GET(options.BaseURL+"/setup", wrapper.GetSetup, options.OperationMiddlewares["getSetup"]...)
 	router.POST(options.BaseURL+"/setup", wrapper.SetUp, options.OperationMiddlewares["setUp"]...)
+	router.POST(options.BaseURL+"/setup/join", wrapper.SetUpJoin, options.OperationMiddlewares["setUpJoin"]...)
 	router.POST(options.BaseURL+"/setup/code", wrapper.NewSetupCode, options.OperationMiddlewares["newSetupCode"]...)
 	router.DELETE(options.BaseURL+"/session", wrapper.SignOut, options.OperationMiddlewares["signOut"]...)
 	router.GET(options.BaseURL+"/session", wrapper.GetSession, options.OperationMiddlewares["getSession"]...)
@@ -843,6 +872,45 @@ func (response NewSetupCodedefaultApplicationProblemPlusJSONResponse) VisitNewSe
 	return err
 }
 
+type SetUpJoinRequestObject struct {
+	Body *SetUpJoinJSONRequestBody
+}
+
+type SetUpJoinResponseObject interface {
+	VisitSetUpJoinResponse(w http.ResponseWriter) error
+}
+
+type SetUpJoin202JSONResponse Joined
+
+func (response SetUpJoin202JSONResponse) VisitSetUpJoinResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetUpJoindefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response SetUpJoindefaultApplicationProblemPlusJSONResponse) VisitSetUpJoinResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type EnrolTOTPRequestObject struct {
 }
 
@@ -979,6 +1047,9 @@ type StrictServerInterface interface {
 	// NewSetupCode Make a new set-up code; on the appliance's own socket only
 	// (POST /setup/code)
 	NewSetupCode(ctx context.Context, request NewSetupCodeRequestObject) (NewSetupCodeResponseObject, error)
+	// SetUpJoin Join a cluster instead of making the first administrator: as joinCluster, for whoever has the set-up code
+	// (POST /setup/join)
+	SetUpJoin(ctx context.Context, request SetUpJoinRequestObject) (SetUpJoinResponseObject, error)
 	// EnrolTOTP Make a key for a second factor; it is active once confirmed
 	// (POST /totp)
 	EnrolTOTP(ctx context.Context, request EnrolTOTPRequestObject) (EnrolTOTPResponseObject, error)
@@ -1286,6 +1357,52 @@ func (sh *strictHandler) NewSetupCode(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(NewSetupCodeResponseObject); ok {
 		return validResponse.VisitNewSetupCodeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// SetUpJoin operation middleware
+func (sh *strictHandler) SetUpJoin(ctx echo.Context) error {
+	var request SetUpJoinRequestObject
+
+	var body SetUpJoinJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.SetUpJoin(ctx.Request().Context(), request.(SetUpJoinRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetUpJoin")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(SetUpJoinResponseObject); ok {
+		return validResponse.VisitSetUpJoinResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
