@@ -45,6 +45,13 @@ rootfs() {
 	"$here/hooks/clean" "$out/rootfs"
 }
 
+# Another varve in a system that is there already, for trials: STEPS="program squash disk" of a tree whose packages and files are unchanged.
+program() {
+	install -m755 "$out/varve" "$out/rootfs/usr/bin/varve"
+	cp --no-preserve=mode,ownership "$top"/systemd/varve*.{service,socket,slice} "$top"/systemd/appliance/* "$out/rootfs/usr/lib/systemd/system/"
+	echo "$VERSION" >"$out/rootfs/usr/lib/varve/version"
+}
+
 squash() {
 	# Nothing is compressed here: the OVA and the other files compress all of it, and every start of a program is spared the work.
 	# Of the format's variants it is one that GRUB reads, which takes kernel and initrd from here.
