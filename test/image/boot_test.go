@@ -54,7 +54,7 @@ echo "LOAD-BEGINS"
 i=0
 while [ ! -e /mnt/stop ]; do
 	dd if=/dev/urandom of=/tmp/f bs=64k count=4 2>/dev/null
-	n=$((i%200))
+	n=$((i%40))
 	cp /tmp/f /mnt/f$n; dd if=/dev/zero of=/mnt/f$n bs=1 count=0 conv=notrunc,fsync 2>/dev/null
 	sha256sum < /tmp/f > /tmp/sum$n
 	i=$((i+1))
@@ -138,6 +138,7 @@ func TestImage(t *testing.T) {
 		{"first boot", tr.firstBoot},
 		{"first run in a browser", tr.firstRun},
 		{"a second guest", tr.secondGuest},
+		{"services restarted", tr.restarts},
 		{"update", tr.update},
 		{"an update that fails", tr.brokenUpdate},
 		{"power cuts", tr.powerCuts},
@@ -326,6 +327,39 @@ func (tr *trial) writes(t *testing.T, before int) {
 		}
 		return nil
 	})
+}
+
+// filesOfLoad is how many the guest writes in turn: from then on it makes no new ones.
+const filesOfLoad = 40
+
+// restarts takes away what a guest's writes do not need, and then what they do, as an upgrade of a package or a hand does.
+func (tr *trial) restarts(t *testing.T) {
+	tr.load(t)
+	m := tr.m
+	exec := func(script string) string {
+		t.Helper()
+		text, err := m.Exec(shortLimit, script)
+		must(t, err)
+		return text
+	}
+	tr.writes(t, filesOfLoad)
+	exec("systemctl stop varve-control.service")
+	without := tr.synced()
+	tr.writes(t, without+10)
+	without = tr.synced() - without
+	exec("systemctl start varve-control.service")
+	_, err := m.Ready(shortLimit)
+	must(t, err)
+	begin := time.Now()
+	exec("systemctl restart varve-gateway.service")
+	took := time.Since(begin)
+	tr.writes(t, tr.synced())
+	_, err = m.Ready(shortLimit)
+	must(t, err)
+	if text := exec("systemctl show -P NRestarts varve-control varve-gateway; systemctl --failed --no-legend --plain; ls /var/lib/varve/crash"); strings.Trim(text, "0\n") != "" {
+		t.Errorf("restarts by the service manager, failed units, crash reports: %q", text)
+	}
+	harness.Show("image: %d files were synced while varve-control was stopped; varve-gateway restarted in %.1f s and the guest's writes went on; nothing failed", without, took.Seconds())
 }
 
 // status is `varve update status` in the machine.
