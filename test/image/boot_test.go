@@ -440,6 +440,8 @@ func (tr *trial) powerCuts(t *testing.T) {
 	if n, err := strconv.Atoi(os.Getenv("VARVE_IMAGE_CUTS")); err == nil {
 		cuts = n
 	}
+	st, err := tr.status()
+	must(t, err)
 	var boots []string
 	for i := range cuts {
 		tr.writes(t, tr.synced())
@@ -450,6 +452,11 @@ func (tr *trial) powerCuts(t *testing.T) {
 		took, err := tr.m.Ready(bootLimit)
 		must(t, err)
 		boots = append(boots, fmt.Sprintf("%.0f", took.Seconds()))
+		now, err := tr.status()
+		must(t, err)
+		if now.Running != st.Running || now.Version != st.Version || now.Boot != st.Boot {
+			t.Fatalf("UEFI %t: after a power cut %+v runs, before it %+v", tr.m.UEFI, now, st)
+		}
 	}
 	tr.writes(t, tr.synced())
 	harness.Show("image: %d power cuts while a guest writes, %d of them started by BIOS and %d by UEFI: ready again after %s s", cuts, cuts/2, cuts-cuts/2, strings.Join(boots, " "))
