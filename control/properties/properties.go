@@ -8,6 +8,10 @@
 //	                                                alone for a moment, so that a list of its ten thousand vDisks
 //	                                                costs one timeout and not ten thousand
 //
+// Where a list shows many objects of an owner, one question brings them all, and Run asks it again while somebody looks (Property.All):
+// Get then waits for nobody, once anything is known. Where Run runs, it also is Run that tries owners again that did not answer, so that a
+// slow or dead node costs whoever asks first one timeout, and nobody after that.
+//
 // So a value is never silently zero and an owner that is away is never an error of the whole answer: a Value says whether
 // it is known, how old it is, and why it is not newer.
 //
@@ -33,6 +37,8 @@ type Property struct {
 	Timeout time.Duration
 	// Fetch asks the owner of an object. Its answer is JSON.
 	Fetch func(ctx context.Context, object string) (json.RawMessage, error)
+	// All, in the place of Fetch, asks an owner for all of its objects. Run does so every TTL while they are looked at; Owner is needed.
+	All func(ctx context.Context, owner string) (map[string]json.RawMessage, error)
 	// Owner names who answers for an object, "" where nobody is known: questions to an owner that just did not answer are
 	// not repeated for RetryAfter.
 	Owner func(object string) string
@@ -59,6 +65,7 @@ func (v Value) Decode(into any) bool { return v.Known && json.Unmarshal(v.JSON, 
 type Entry struct {
 	At   time.Time       `json:"at"`
 	JSON json.RawMessage `json:"v"`
+	told time.Time       // to the shared store
 }
 
 // Store keeps entries, and may forget them.
@@ -70,11 +77,19 @@ type Store interface {
 
 // Limits and defaults.
 const (
-	ValueBytesMax  = 64 << 10
+	ValueBytesMax  = 512 << 10
 	timeoutDefault = 2 * time.Second
 	RetryAfter     = 3 * time.Second
 	parallelMax    = 16
 	awayMax        = 4096
+	ownersMax      = 1024
+	probesMax      = 64
+	// wantedFor is how long an owner is asked for all of its objects after somebody has looked at one.
+	wantedFor = time.Minute
+	// knownWait is how long a first look waits for something newer than what is known.
+	knownWait = time.Second
+	// sharedEvery is how often a value that stays the same is told to the shared store again.
+	sharedEvery = 30 * time.Second
 )
 
 // Cache answers for properties.
@@ -89,6 +104,32 @@ type Cache struct {
 	calls map[string]*call
 	// away are owners and objects that did not answer, with when to ask again.
 	away map[string]awayEntry
+	// kept are the owners of properties with All that somebody looks at.
+	kept map[string]*owner
+	// sharedAway is until when the shared store is left alone.
+	sharedAway time.Time
+	running    bool
+
+	kick   chan struct{}
+	probes chan probe
+}
+
+// owner is what is known of one that is asked for all of its objects.
+type owner struct {
+	prop   Property
+	name   string
+	wanted time.Time
+	next   time.Time     // when to ask again
+	at     time.Time     // of its last answer
+	first  chan struct{} // closed when it has answered or failed for the first time
+	asking bool
+	err    error
+}
+
+// probe is a question that Run asks in the background.
+type probe struct {
+	prop        Property
+	object, key string
 }
 
 type call struct {
@@ -108,10 +149,11 @@ func New(props []Property, shared Store, log *slog.Logger) (*Cache, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	c := &Cache{props: make(map[string]Property), memory: NewMemory(), shared: shared, log: log, now: time.Now,
-		calls: make(map[string]*call), away: make(map[string]awayEntry)}
+		calls: make(map[string]*call), away: make(map[string]awayEntry), kept: make(map[string]*owner), kick: make(chan struct{}, 1),
+		probes: make(chan probe, probesMax)}
 	for _, p := range props {
-		if _, twice := c.props[p.Name]; twice || p.Name == "" || p.TTL <= 0 || p.Fetch == nil {
-			return nil, fmt.Errorf("property %q: given twice, or without name, TTL or source", p.Name)
+		if _, twice := c.props[p.Name]; twice || p.Name == "" || p.TTL <= 0 || (p.Fetch == nil) == (p.All == nil) || p.All != nil && p.Owner == nil {
+			return nil, fmt.Errorf("property %q: given twice, or without name, TTL or one source", p.Name)
 		}
 		if p.Timeout == 0 {
 			p.Timeout = timeoutDefault
@@ -130,7 +172,10 @@ func (c *Cache) Get(ctx context.Context, object, property string) Value {
 		return Value{Err: fmt.Sprintf("property %q is not known", property)}
 	}
 	key := keyOf(object, property)
-	last, known := c.last(ctx, key)
+	if p.All != nil {
+		return c.look(ctx, p, object, key)
+	}
+	last, known := c.last(ctx, key, p.TTL)
 	if known && c.now().Sub(last.At) < p.TTL {
 		return Value{Known: true, JSON: last.JSON, At: last.At}
 	}
@@ -173,10 +218,7 @@ func (c *Cache) Push(ctx context.Context, object, property string, value json.Ra
 	}
 	c.keep(ctx, keyOf(object, property), Entry{At: c.now(), JSON: value})
 	c.mu.Lock()
-	delete(c.away, "object "+keyOf(object, property))
-	if p.Owner != nil {
-		delete(c.away, "owner "+p.Owner(object))
-	}
+	c.isBack(p, object, keyOf(object, property))
 	c.mu.Unlock()
 	return nil
 }
@@ -192,16 +234,14 @@ func (c *Cache) Forget(ctx context.Context, object, property string) {
 	}
 }
 
-// last is the newest that the stores know.
-func (c *Cache) last(ctx context.Context, key string) (Entry, bool) {
+// last is the newest that the stores know; the shared one is asked where this process's has nothing fresh.
+func (c *Cache) last(ctx context.Context, key string, ttl time.Duration) (Entry, bool) {
 	entry, known, _ := c.memory.Get(ctx, key) // memory does not fail
-	if c.shared == nil {
+	if c.shared == nil || known && c.now().Sub(entry.At) < ttl || c.leaveShared() {
 		return entry, known
 	}
 	other, ok, err := c.shared.Get(ctx, key)
-	if err != nil {
-		c.log.Debug("shared property cache does not answer", "err", err)
-	}
+	c.sharedFailed(err)
 	if ok && (!known || other.At.After(entry.At)) {
 		return other, true
 	}
@@ -209,31 +249,213 @@ func (c *Cache) last(ctx context.Context, key string) (Entry, bool) {
 }
 
 func (c *Cache) keep(ctx context.Context, key string, e Entry) {
+	was, known, _ := c.memory.Get(ctx, key) // memory does not fail
+	e.told = e.At
+	same := known && string(was.JSON) == string(e.JSON) && e.At.Sub(was.told) < sharedEvery
+	if same {
+		e.told = was.told
+	}
 	_ = c.memory.Set(ctx, key, e) // memory does not fail
-	if c.shared != nil {
-		if err := c.shared.Set(ctx, key, e); err != nil {
-			c.log.Debug("shared property cache does not answer", "err", err)
+	if c.shared != nil && !same && !c.leaveShared() {
+		c.sharedFailed(c.shared.Set(ctx, key, e))
+	}
+}
+
+// leaveShared says that the shared store did not answer a moment ago: its timeouts are not waited for again and again.
+func (c *Cache) leaveShared() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now().Before(c.sharedAway)
+}
+
+func (c *Cache) sharedFailed(err error) {
+	if err == nil {
+		return
+	}
+	c.log.Debug("shared property cache does not answer", "err", err)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sharedAway = c.now().Add(RetryAfter)
+}
+
+// look gives what the owner of an object said last, and has it asked again and again from now on. It waits for the first answer alone.
+func (c *Cache) look(ctx context.Context, p Property, object, key string) Value {
+	name := p.Owner(object)
+	c.mu.Lock()
+	o := c.kept[p.Name+"/"+name]
+	if o == nil {
+		if len(c.kept) >= ownersMax {
+			c.mu.Unlock()
+			return Value{Err: "too many owners are looked at"}
+		}
+		o = &owner{prop: p, name: name, first: make(chan struct{})}
+		c.kept[p.Name+"/"+name] = o
+	}
+	o.wanted = c.now()
+	c.mu.Unlock()
+	entry, known, _ := c.memory.Get(ctx, key) // memory does not fail
+	select {
+	case <-o.first:
+	default:
+		select {
+		case c.kick <- struct{}{}:
+		default:
+		}
+		if !known {
+			entry, known = c.last(ctx, key, p.TTL)
+		}
+		if wait := p.Timeout; !known || c.now().Sub(entry.At) >= p.TTL {
+			if known {
+				wait = min(wait, knownWait)
+			}
+			t := time.NewTimer(wait)
+			select {
+			case <-o.first:
+			case <-ctx.Done():
+			case <-t.C:
+			}
+			t.Stop()
+			if e, heard, _ := c.memory.Get(ctx, key); heard {
+				entry, known = e, true
+			}
 		}
 	}
+	c.mu.Lock()
+	at, err := o.at, o.err
+	c.mu.Unlock()
+	v := Value{Known: known, JSON: entry.JSON, At: entry.At}
+	switch {
+	case err != nil:
+		v.Stale, v.Err = known, err.Error()
+	case at.IsZero() && (!known || c.now().Sub(entry.At) >= p.TTL):
+		v.Stale, v.Err = known, "it has not answered yet"
+	case known && entry.At.Before(at): // it told of its objects without this one
+		return Value{}
+	}
+	return v
+}
+
+// Renew asks an owner for all of its objects at once, after they were changed.
+func (c *Cache) Renew(ctx context.Context, property, name string) {
+	p, ok := c.props[property]
+	if !ok || p.All == nil {
+		return
+	}
+	c.mu.Lock()
+	o := c.kept[p.Name+"/"+name]
+	c.mu.Unlock()
+	if o == nil {
+		return // nobody has looked: the first who does asks
+	}
+	c.askAll(ctx, o)
+}
+
+// Run keeps what is looked at fresh, and tries again what did not answer, until ctx ends.
+func (c *Cache) Run(ctx context.Context) error {
+	c.mu.Lock()
+	c.running = true
+	c.mu.Unlock()
+	var asking sync.WaitGroup
+	defer func() {
+		c.mu.Lock()
+		c.running = false
+		c.mu.Unlock()
+		asking.Wait()
+	}()
+	for {
+		wait := wantedFor
+		now := c.now()
+		c.mu.Lock()
+		for key, o := range c.kept {
+			switch {
+			case o.asking:
+				wait = min(wait, max(o.next.Sub(now), o.prop.TTL/2))
+			case now.Sub(o.wanted) > wantedFor:
+				delete(c.kept, key)
+			case now.Before(o.next):
+				wait = min(wait, o.next.Sub(now))
+			default:
+				o.asking, o.next = true, now.Add(o.prop.TTL)
+				wait = min(wait, o.prop.TTL)
+				asking.Go(func() {
+					c.askAll(ctx, o)
+					c.mu.Lock()
+					o.asking = false
+					c.mu.Unlock()
+				})
+			}
+		}
+		c.mu.Unlock()
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil
+		case <-c.kick:
+		case <-t.C:
+		case p := <-c.probes:
+			asking.Go(func() {
+				if running, mine := c.begin(p.key); mine {
+					c.ask(ctx, p.prop, p.object, p.key, running)
+				}
+			})
+		}
+		t.Stop()
+	}
+}
+
+// askAll asks an owner and keeps what it says.
+func (c *Cache) askAll(ctx context.Context, o *owner) {
+	ask, cancel := context.WithTimeout(ctx, o.prop.Timeout)
+	defer cancel()
+	all, err := o.prop.All(ask, o.name)
+	if ctx.Err() != nil {
+		return
+	}
+	at := c.now()
+	for object, value := range all {
+		if len(value) <= ValueBytesMax {
+			c.keep(ctx, keyOf(object, o.prop.Name), Entry{At: at, JSON: value})
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o.err = err; err == nil {
+		o.at = at
+	}
+	select {
+	case <-o.first:
+	default:
+		close(o.first)
+	}
+}
+
+// begin makes a call of a key its caller's to do, unless somebody does it now.
+func (c *Cache) begin(key string) (running *call, mine bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if running, ok := c.calls[key]; ok {
+		return running, false
+	}
+	running = &call{done: make(chan struct{})}
+	c.calls[key] = running
+	return running, true
 }
 
 // fetch asks the owner, unless somebody asks it just now, whose answer then serves, or it just did not answer.
 func (c *Cache) fetch(ctx context.Context, p Property, object, key string) (Entry, error) {
 	for {
 		c.mu.Lock()
-		if why, is := c.isAway(p, object, key); is {
-			c.mu.Unlock()
+		why, is := c.isAway(p, object, key)
+		c.mu.Unlock()
+		if is {
 			return Entry{}, errors.New(why)
 		}
-		running, ok := c.calls[key]
-		if !ok {
-			running = &call{done: make(chan struct{})}
-			c.calls[key] = running
-			c.mu.Unlock()
+		running, mine := c.begin(key)
+		if mine {
 			c.ask(ctx, p, object, key, running)
 			return running.entry, running.err
 		}
-		c.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return Entry{}, ctx.Err()
@@ -266,7 +488,9 @@ func (c *Cache) ask(ctx context.Context, p Property, object, key string, running
 	running.err = err
 	c.mu.Lock()
 	delete(c.calls, key)
-	if err != nil && !errors.Is(err, context.Canceled) {
+	if err == nil {
+		c.isBack(p, object, key)
+	} else if !errors.Is(err, context.Canceled) {
 		c.setAway(p, object, key, err)
 	}
 	c.mu.Unlock()
@@ -280,17 +504,40 @@ func (e *AwayError) Error() string { return e.Err.Error() }
 
 func (e *AwayError) Unwrap() error { return e.Err }
 
-// isAway says why there is no use in asking. c.mu is held.
-func (c *Cache) isAway(p Property, object, key string) (string, bool) {
+// awayNames are those that an object's silence is noted by: its own, and its owner's.
+func awayNames(p Property, object, key string) []string {
 	names := []string{"object " + key}
 	if p.Owner != nil {
 		names = append(names, "owner "+p.Owner(object))
 	}
-	for _, name := range names {
-		if a, ok := c.away[name]; ok {
-			if c.now().Before(a.until) {
-				return a.why, true
+	return names
+}
+
+// isBack forgets that an object or its owner did not answer. c.mu is held.
+func (c *Cache) isBack(p Property, object, key string) {
+	for _, name := range awayNames(p, object, key) {
+		delete(c.away, name)
+	}
+}
+
+// isAway says why there is no use in asking. When it is time to try again, Run does so, and until then the answer stays; without Run
+// whoever asks tries. c.mu is held.
+func (c *Cache) isAway(p Property, object, key string) (string, bool) {
+	for _, name := range awayNames(p, object, key) {
+		a, ok := c.away[name]
+		switch {
+		case !ok:
+		case c.now().Before(a.until):
+			return a.why, true
+		case c.running:
+			select {
+			case c.probes <- probe{p, object, key}:
+			default: // it is asked with another one
 			}
+			a.until = c.now().Add(RetryAfter)
+			c.away[name] = a
+			return a.why, true
+		default:
 			delete(c.away, name)
 		}
 	}

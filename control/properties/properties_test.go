@@ -112,6 +112,128 @@ func TestOwnerAway(t *testing.T) {
 	})
 }
 
+// All objects of an owner come by one question, again and again while somebody looks. When the owner falls silent, who looks waits for nobody
+// and is told how old it is; when it is back, so are its values.
+func TestKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var silent atomic.Bool
+		var asked, n atomic.Int32
+		shared := NewMemory()
+		c := newCache(t, shared, Property{Name: "volume", TTL: 2 * time.Second, Owner: func(object string) string { return object[:1] },
+			All: func(ctx context.Context, owner string) (map[string]json.RawMessage, error) {
+				if owner == "b" || silent.Load() {
+					<-ctx.Done() // what a node that lost its power does
+					return nil, ctx.Err()
+				}
+				asked.Add(1)
+				out := make(map[string]json.RawMessage)
+				for i := range 2_000 {
+					out[fmt.Sprint("a", i)] = fmt.Appendf(nil, `{"n":%d}`, n.Load())
+				}
+				if n.Load() > 0 {
+					delete(out, "a7")
+				}
+				return out, nil
+			}})
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = c.Run(ctx) })
+		look := func(what string, atMost time.Duration, right func(v Value) bool) {
+			t.Helper()
+			began := time.Now()
+			for i := range 2_000 {
+				if v := c.Get(t.Context(), fmt.Sprint("a", i), "volume"); !right(v) && i != 7 {
+					t.Fatalf("%s: %d: %+v", what, i, v)
+				}
+			}
+			if took := time.Since(began); took > atMost {
+				t.Errorf("%s: a list took %s", what, took)
+			}
+		}
+		look("first", 0, func(v Value) bool { return v.Known && !v.Stale })
+		n.Store(1)
+		time.Sleep(3 * time.Second)
+		look("later", 0, func(v Value) bool { return v.Known && !v.Stale && string(v.JSON) == `{"n":1}` })
+		if asks := asked.Load(); asks > 4 {
+			t.Errorf("asked %d times in 3 s", asks)
+		}
+		if v := c.Get(t.Context(), "a7", "volume"); v.Known {
+			t.Errorf("what the owner has no more: %+v", v)
+		}
+		silent.Store(true)
+		time.Sleep(30 * time.Second)
+		look("silent", 0, func(v Value) bool {
+			return v.Stale && string(v.JSON) == `{"n":1}` && v.Age(time.Now()) > 20*time.Second && v.Err != ""
+		})
+		began := time.Now()
+		if v := c.Get(t.Context(), "b1", "volume"); v.Known || v.Err == "" || time.Since(began) > timeoutDefault {
+			t.Errorf("an owner that never answered: %+v after %s", v, time.Since(began))
+		}
+		began = time.Now()
+		if v := c.Get(t.Context(), "b2", "volume"); v.Known || v.Err == "" || time.Since(began) > 0 {
+			t.Errorf("again: %+v after %s", v, time.Since(began))
+		}
+		silent.Store(false)
+		n.Store(2)
+		time.Sleep(5 * time.Second)
+		look("back", 0, func(v Value) bool { return !v.Stale && string(v.JSON) == `{"n":2}` })
+		before := asked.Load()
+		time.Sleep(10 * time.Minute)
+		if asks := asked.Load() - before; asks > int32(wantedFor/time.Second) {
+			t.Errorf("asked %d times while nobody looked", asks)
+		}
+		// Another node that has the shared store knows what this one heard.
+		other := newCache(t, shared, Property{Name: "volume", TTL: 2 * time.Second, Owner: func(object string) string { return object[:1] },
+			All: func(context.Context, string) (map[string]json.RawMessage, error) {
+				return nil, errors.New("no way there")
+			}})
+		wg.Go(func() { _ = other.Run(ctx) })
+		if v := other.Get(t.Context(), "a5", "volume"); !v.Known || !v.Stale || string(v.JSON) != `{"n":2}` {
+			t.Errorf("by the shared store: %+v", v)
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+// Where Run runs, an owner that is away costs one timeout: whoever asks later gets the last known value at once, until Run has found it back.
+func TestTriedInBackground(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var away atomic.Bool
+		c := newCache(t, nil, Property{Name: "disks", TTL: 5 * time.Second, Owner: func(o string) string { return o },
+			Fetch: func(ctx context.Context, _ string) (json.RawMessage, error) {
+				if away.Load() {
+					<-ctx.Done()
+					return nil, ctx.Err()
+				}
+				return json.RawMessage(`1`), nil
+			}})
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = c.Run(ctx) })
+		c.Get(t.Context(), "n", "disks")
+		away.Store(true)
+		time.Sleep(10 * time.Second)
+		c.Get(t.Context(), "n", "disks")
+		for range 20 {
+			time.Sleep(time.Second)
+			began := time.Now()
+			if v := c.Get(t.Context(), "n", "disks"); !v.Stale || time.Since(began) > 0 {
+				t.Fatalf("%+v after %s", v, time.Since(began))
+			}
+		}
+		away.Store(false)
+		time.Sleep(RetryAfter)
+		c.Get(t.Context(), "n", "disks") // has it tried
+		time.Sleep(RetryAfter)
+		if v := c.Get(t.Context(), "n", "disks"); v.Stale || !v.Known {
+			t.Errorf("it is back: %+v", v)
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
 // A caller that gives up is not the owner's silence: who waited with it asks for itself.
 func TestCallerGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
