@@ -476,6 +476,9 @@ func (f *family) step() {
 	case p < 994:
 		f.group(ctx)
 		did("group snapshot")
+	case p < 996:
+		f.rebuilt()
+		did("rebuild")
 	default:
 		f.checkAll()
 		did("check all")
@@ -760,7 +763,7 @@ func (f *family) checkAll() {
 	}
 }
 
-// rebuilt: the backend alone gives back the family: heads, snapshots, who is a clone of whom.
+// rebuilt: the backend alone gives back the family: heads, snapshots, who is a clone of whom. It goes on with what came back.
 func (f *family) rebuilt() {
 	f.must(f.d.Drain(context.Background()))
 	f.must(f.stop())
@@ -776,6 +779,10 @@ func (f *family) rebuilt() {
 		f.must(r.Err)
 	}
 	f.what += " rebuilt"
+	for _, k := range f.kin {
+		k.durable()
+		k.from = f.now().Add(time.Hour) // until there is a base again
+	}
 	f.checkAll()
 }
 

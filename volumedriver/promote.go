@@ -113,6 +113,14 @@ func (s *ownerships) remove(snapshot uuid.UUID) {
 	}
 }
 
+// restore undoes set or remove.
+func (s *ownerships) restore(snapshot uuid.UUID, was ownership, moved bool) {
+	s.remove(snapshot)
+	if moved {
+		s.set(snapshot, was)
+	}
+}
+
 func (s *ownerships) husk(id uuid.UUID) {
 	if s.husks == nil {
 		s.husks = make(map[uuid.UUID]struct{})
@@ -387,32 +395,50 @@ func (d *Driver) promote(ctx context.Context, v *Volume, from uuid.UUID) ([]Line
 	}
 	d.mu.RUnlock()
 	defer lockSnapping(volumes...)()
-	puts, set, err := d.handOver(v, o, owner)
+	err = v.changeOwners(func(*root) (map[uuid.UUID]ownership, error) { return d.handOverLocked(v, o, owner) })
 	if err != nil {
 		return nil, err
 	}
-	v.storing.Lock()
-	r := v.stored
-	r.Name.N++
-	r.Name.Put = false
-	if err = d.maps.Update(append(puts, r.encode()), nil); err == nil {
-		v.stored = r
-		d.mu.Lock()
-		for id, o := range set {
-			d.owned.set(id, o)
-		}
-		d.mu.Unlock()
-		v.mu.Lock()
-		v.root.Name = r.Name
-		v.mu.Unlock()
-	}
-	v.storing.Unlock()
-	if err != nil {
-		return nil, err
-	}
-	d.destager.add(v)
 	d.rootChanged(old)
 	return d.lineages(v.id), nil
+}
+
+// changeOwners changes owner records and the volume's root, which look has edited, as one: durably first, then for all who ask. look gives
+// the records, nil if nothing is to be changed; what it has seen with d.mu held stays so until the change is known.
+func (v *Volume) changeOwners(look func(*root) (map[uuid.UUID]ownership, error)) error {
+	d := v.d
+	v.storing.Lock()
+	defer v.storing.Unlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := v.stored
+	set, err := look(&r)
+	if err != nil || set == nil {
+		return err
+	}
+	r.Name.N++
+	r.Name.Put = false
+	puts := []blockmap.KV{r.encode()}
+	for id, o := range set {
+		puts = append(puts, o.encode(id))
+	}
+	if err := d.maps.Update(puts, nil); err != nil {
+		return fmt.Errorf("store whose %d snapshots are: %w", len(set), err)
+	}
+	v.stored = r
+	for id, o := range set {
+		d.owned.set(id, o)
+	}
+	if r.Options.Husk {
+		v.template.Store(false)
+		v.husk.Store(true)
+		d.owned.husk(v.id)
+	}
+	v.mu.Lock()
+	v.root.Options, v.root.Template, v.root.Name = r.Options, r.Template, r.Name
+	v.mu.Unlock()
+	d.destager.add(v)
+	return nil
 }
 
 // openAncestors opens the volumes that a volume's map descends from.
@@ -449,36 +475,32 @@ func (d *Driver) takenLocked(o origin, owner uuid.UUID) []origin {
 	return out
 }
 
-// handOver gives the owner records that make v the owner. The lists of snapshots stand still.
-func (d *Driver) handOver(v *Volume, o origin, owner uuid.UUID) (puts []blockmap.KV, set map[uuid.UUID]ownership, err error) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
+// handOverLocked gives the owner records that make v the owner. The lists of snapshots stand still; mu is held.
+func (d *Driver) handOverLocked(v *Volume, o origin, owner uuid.UUID) (map[uuid.UUID]ownership, error) {
 	if now, ok := d.originLocked(v.id); !ok || now != o || d.owned.owner(o.holder, o.snapshot) != owner {
-		return nil, nil, fmt.Errorf("its parent has changed meanwhile: %w", blockio.ErrBusy)
+		return nil, fmt.Errorf("its parent has changed meanwhile: %w", blockio.ErrBusy)
 	}
 	n := uint64(max(d.now().UnixNano(), 1))
 	taken := d.takenLocked(o, owner)
 	names := d.namesLocked(v)
 	if len(taken) == 0 || len(names)+len(taken) > snapshotsMax {
-		return nil, nil, fmt.Errorf("%d snapshots to take over, it has %d, at most %d: %w", len(taken), len(names), snapshotsMax, blockio.ErrBusy)
+		return nil, fmt.Errorf("%d snapshots to take over, it has %d, at most %d: %w", len(taken), len(names), snapshotsMax, blockio.ErrBusy)
 	}
 	for _, t := range taken {
 		s, err := d.volumes[t.holder].findSnapshot(t.snapshot)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if names[s.Name] {
-			return nil, nil, fmt.Errorf("it has a snapshot %s, and so has its parent: rename one: %w", s.Name, ErrSnapshotExists)
+			return nil, fmt.Errorf("it has a snapshot %s, and so has its parent: rename one: %w", s.Name, ErrSnapshotExists)
 		}
 		n = max(n, d.owned.of[t.snapshot].N+1)
 	}
-	set = make(map[uuid.UUID]ownership)
+	set := make(map[uuid.UUID]ownership)
 	for _, t := range taken {
-		now := ownership{Holder: t.holder, Owner: v.id, N: n}
-		set[t.snapshot] = now
-		puts = append(puts, now.encode(t.snapshot))
+		set[t.snapshot] = ownership{Holder: t.holder, Owner: v.id, N: n}
 	}
-	return puts, set, nil
+	return set, nil
 }
 
 // namesLocked gives the names of the snapshots that a volume owns. mu is held.
@@ -543,46 +565,31 @@ func (d *Driver) leaveHusk(ctx context.Context, id uuid.UUID) (left bool, err er
 	}
 	d.mu.RUnlock()
 	defer lockSnapping(volumes...)()
-	left, puts, set, err := d.mayHusk(v)
-	if !left || err != nil {
-		return false, err
-	}
-	v.storing.Lock()
-	r := v.stored
-	r.Options.Husk, r.Options.Rewind, r.Template = true, 0, false
-	r.Name.N++
-	r.Name.Put = false
-	if err = d.maps.Update(append(puts, r.encode()), nil); err == nil {
-		v.stored = r
-		d.mu.Lock()
-		for id, o := range set {
-			d.owned.set(id, o)
+	err = v.changeOwners(func(r *root) (map[uuid.UUID]ownership, error) {
+		need, set, err := d.huskLocked(v)
+		if !need || err != nil {
+			return nil, err
 		}
-		d.mu.Unlock()
-		v.mu.Lock()
-		v.root.Options, v.root.Template, v.root.Name = r.Options, false, r.Name
-		v.mu.Unlock()
-	}
-	v.storing.Unlock()
+		r.Options.Husk, r.Options.Rewind, r.Template = true, 0, false
+		return set, nil
+	})
 	if err != nil {
 		return false, fmt.Errorf("delete volume %s: %w", id, err)
+	}
+	if !v.husk.Load() {
+		return false, nil
 	}
 	v.order.Lock()
 	v.freed.Broadcast()
 	v.order.Unlock()
-	v.template.Store(false)
-	d.destager.add(v)
 	for _, h := range volumes[1:] {
 		d.rootChanged(h)
 	}
 	return true, nil
 }
 
-// mayHusk says whether a volume that is to be deleted has to stay as a husk, and what is nobody's then. If so, it takes no more
-// requests, and no clone of its snapshots will be made.
-func (d *Driver) mayHusk(v *Volume) (need bool, puts []blockmap.KV, set map[uuid.UUID]ownership, err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+// huskLocked says whether a volume that is to be deleted has to stay as a husk, and what is nobody's then. mu is held.
+func (d *Driver) huskLocked(v *Volume) (need bool, set map[uuid.UUID]ownership, err error) {
 	clones := d.clonesLocked()
 	set = make(map[uuid.UUID]ownership)
 	v.mu.RLock()
@@ -592,7 +599,7 @@ func (d *Driver) mayHusk(v *Volume) (need bool, puts []blockmap.KV, set map[uuid
 		case d.owned.owner(v.id, s.ID) != v.id:
 			need = true
 		case clones[s.ID] > 0:
-			err = fmt.Errorf("delete volume %s: its snapshot %s has %d clones: %w", v.id, s.Name, clones[s.ID], ErrInUse)
+			err = fmt.Errorf("its snapshot %s has %d clones: %w", s.Name, clones[s.ID], ErrInUse)
 		default:
 			need = need || d.children[s.ID] > 0
 			set[s.ID] = ownership{Holder: v.id, N: d.owned.of[s.ID].N + 1}
@@ -601,19 +608,11 @@ func (d *Driver) mayHusk(v *Volume) (need bool, puts []blockmap.KV, set map[uuid
 	v.mu.RUnlock()
 	for _, a := range d.adoptedLocked(v.id) {
 		if clones[a.s.ID] > 0 {
-			err = fmt.Errorf("delete volume %s: its snapshot %s has %d clones: %w", v.id, a.s.Name, clones[a.s.ID], ErrInUse)
+			err = fmt.Errorf("its snapshot %s has %d clones: %w", a.s.Name, clones[a.s.ID], ErrInUse)
 		}
 		set[a.s.ID] = ownership{Holder: a.holder.id, N: d.owned.of[a.s.ID].N + 1}
 	}
-	if err != nil || !need {
-		return false, nil, nil, err
-	}
-	for id, o := range set {
-		puts = append(puts, o.encode(id))
-	}
-	v.husk.Store(true)
-	d.owned.husk(v.id)
-	return true, puts, set, nil
+	return need, set, err
 }
 
 // disownLocked makes what a volume owns at others nobody's, in memory, and gives who holds it; ErrInUse if there are clones of it. mu is

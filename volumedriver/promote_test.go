@@ -12,6 +12,7 @@ import (
 	"varve/volumedriver/backend"
 	"varve/volumedriver/backend/local"
 	"varve/volumedriver/blockio"
+	"varve/volumedriver/blockmap"
 	"varve/volumedriver/seal"
 	"varve/volumedriver/vfs"
 )
@@ -294,5 +295,72 @@ func TestPromoteAfterRollback(t *testing.T) {
 	}
 	p.holds(p.parent, "22221111", p.young, "before:32221111")
 	p.holds(p.young, "22221114", uuid.Nil, "s1:11111111+", "s2:22221111+")
+	must(t, p.stop())
+}
+
+// fillDisk leaves the map store without room: what would change a record fails, and changes nothing.
+func (p *promoted) fillDisk() {
+	p.Helper()
+	must(p, p.d.Drain(p.Context()))
+	p.mem.SetCapacity(1 << 30)
+	total, available, err := p.mem.Space("/data")
+	must(p, err)
+	p.mem.SetCapacity(int64(total-available) + 16<<20) // less than what the store keeps free, and room for the log
+	filler := make([]byte, 64<<10)
+	for range 64 {
+		if err = p.d.maps.Put([]blockmap.KV{{Key: []byte("filler"), Value: filler}}, false); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, blockio.ErrNoSpace) {
+		p.Fatalf("the disk is not full: %v", err)
+	}
+}
+
+// TestPromoteFullDisk: where the record of a promotion, of a husk, of a deletion cannot be stored, nobody sees any of it, and the same
+// succeeds when there is room.
+func TestPromoteFullDisk(t *testing.T) {
+	ctx := t.Context()
+	p := newPromoted(t, PoolOptions{})
+	refused := func(what string, err error) {
+		t.Helper()
+		if !errors.Is(err, blockio.ErrNoSpace) {
+			t.Errorf("%s on a full disk: %v", what, err)
+		}
+	}
+	mine := p.snapshot(p.young, "mine")
+	p.fillDisk()
+	_, err := p.d.Promote(ctx, p.volume(p.young), p.s2)
+	refused("promote", err)
+	refused("delete a snapshot", p.volume(p.young).DeleteSnapshot(ctx, mine))
+	p.holds(p.young, "22221114", p.parent, "mine:22221114")
+	p.holds(p.parent, "32221111", uuid.Nil, "s1:11111111+", "s2:22221111+")
+	p.mem.SetCapacity(0)
+	must(t, p.volume(p.young).DeleteSnapshot(ctx, mine))
+	_, err = p.d.Promote(ctx, p.volume(p.young), p.s2)
+	must(t, err)
+
+	p.fillDisk()
+	refused("delete the old parent", p.d.Delete(ctx, p.parent))
+	p.holds(p.parent, "32221111", p.young)
+	p.holds(p.young, "22221114", uuid.Nil, "s1:11111111+", "s2:22221111+")
+	p.mem.SetCapacity(0)
+	p.write(p.parent, 0, 1, 6) // it is no husk
+	p.holds(p.parent, "62221111", p.young)
+	must(t, p.d.Delete(ctx, p.parent))
+
+	p.fillDisk()
+	refused("delete what only a map needs", p.volume(p.young).DeleteSnapshot(ctx, p.s2))
+	p.holds(p.young, "22221114", uuid.Nil, "s1:11111111+", "s2:22221111")
+	p.mem.SetCapacity(0)
+	must(t, p.stop())
+	p.open()
+	p.holds(p.young, "22221114", uuid.Nil, "s1:11111111+", "s2:22221111")
+	must(t, p.volume(p.young).DeleteSnapshot(ctx, p.s2))
+	p.holds(p.young, "22221114", uuid.Nil, "s1:11111111+")
+	must(t, p.d.Delete(ctx, p.old))
+	must(t, p.d.Delete(ctx, p.young))
+	p.scrub()
+	p.nothingLeft()
 	must(t, p.stop())
 }

@@ -55,6 +55,7 @@ type found struct {
 type rebuiltVolume struct {
 	root  root
 	snaps map[uuid.UUID]*snapshot
+	left  []mapPoint // what rollbacks have left and only they needed: given back when all is there
 	err   error
 }
 
@@ -111,7 +112,7 @@ func (d *Driver) Rebuild(ctx context.Context, pool uuid.UUID) ([]Rebuilt, error)
 		}
 		ids = later
 	}
-	if err := b.settleOwners(ctx); err != nil {
+	if err := errors.Join(b.settleOwners(ctx), d.settleReleases(ctx)); err != nil {
 		return out, fmt.Errorf("rebuild: %w", err)
 	}
 	return b.described(out), nil
@@ -381,10 +382,14 @@ func (b *rebuilding) volume(ctx context.Context, o sco.Root, names []string) (Re
 	r.Epochs = withEpoch(r.Epochs, r.NextSCO, s.Epoch)
 	for id, sn := range v.snaps {
 		if sn.Name == "" { // only a rollback needed it
+			v.left = append(v.left, sn.point())
 			delete(v.snaps, id)
 			continue
 		}
 		puts = append(puts, sn.encode(s.ID))
+	}
+	for _, p := range v.left {
+		puts = append(puts, blockmap.KV{Key: releaseKey(p), Value: s.ID[:]})
 	}
 	if err := d.maps.Checkpoint(append(puts, r.encode()), nil); err != nil {
 		return out, v, err
@@ -448,6 +453,7 @@ func (b *rebuilding) apply(r *root, v *rebuiltVolume, c *sco.Header) error {
 		if err != nil {
 			return err
 		}
+		v.left = append(v.left, mapPoint{handle: r.Handle})
 		r.Handle, r.UsedBlocks = h, target.UsedBlocks
 		r.Branches = append(r.Branches, branch{Handle: h, Parent: target.Handle, Gen: target.Gen})
 	}

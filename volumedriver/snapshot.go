@@ -177,6 +177,11 @@ func (d *Driver) settleSnapshots() error {
 			return err
 		}
 	}
+	return d.settleReleases(context.Background())
+}
+
+// settleReleases gives back what release records tell of.
+func (d *Driver) settleReleases(ctx context.Context) error {
 	var rest []mapPoint
 	var of []uuid.UUID
 	err := d.maps.Scan([]byte(releasePrefix), func(key, value []byte) error {
@@ -193,7 +198,7 @@ func (d *Driver) settleSnapshots() error {
 		return err
 	}
 	for i, p := range rest {
-		v, err := d.volume(context.Background(), of[i])
+		v, err := d.volume(ctx, of[i])
 		if errors.Is(err, ErrUnknownVolume) {
 			err = d.maps.Update(nil, [][]byte{releaseKey(p)}) // the volume was deleted
 		} else if err == nil {
@@ -741,11 +746,15 @@ func (v *Volume) dropSnapshot(ctx context.Context, id, owner uuid.UUID) error {
 		v.d.mu.Unlock()
 		return fmt.Errorf("snapshot %s of volume %s has %d clones: %w", s.Name, owner, n, ErrInUse)
 	}
+	was, moved := v.d.owned.of[id]
 	if v.d.children[id] > 0 {
-		o := ownership{Holder: v.id, N: v.d.owned.of[id].N + 1}
+		o := ownership{Holder: v.id, N: was.N + 1}
 		v.d.owned.set(id, o)
 		v.d.mu.Unlock()
 		if err := v.d.maps.Update([]blockmap.KV{o.encode(id)}, nil); err != nil {
+			v.d.mu.Lock()
+			v.d.owned.restore(id, was, moved)
+			v.d.mu.Unlock()
 			return fmt.Errorf("delete snapshot %s of volume %s: %w", s.Name, owner, err)
 		}
 		v.d.rootChanged(v)
@@ -753,12 +762,19 @@ func (v *Volume) dropSnapshot(ctx context.Context, id, owner uuid.UUID) error {
 	}
 	v.d.owned.remove(id)
 	v.mu.Lock()
-	v.snaps = slices.DeleteFunc(v.snaps, func(o *snapshot) bool { return o.ID == id })
+	v.snaps = slices.DeleteFunc(slices.Clone(v.snaps), func(o *snapshot) bool { return o.ID == id })
 	v.mu.Unlock()
 	v.d.mu.Unlock()
 	p := s.point()
 	err = v.d.maps.Update([]blockmap.KV{{Key: releaseKey(p), Value: v.id[:]}}, [][]byte{snapshotKey(v.id, id), traceKey(id), ownerKey(id)})
-	if err != nil {
+	if err != nil { // a full disk: it is still there
+		v.d.mu.Lock()
+		v.d.owned.restore(id, was, moved)
+		v.mu.Lock()
+		v.snaps = append(slices.Clone(v.snaps), s)
+		v.sortSnapshots()
+		v.mu.Unlock()
+		v.d.mu.Unlock()
 		return fmt.Errorf("delete snapshot %s of volume %s: %w", s.Name, v.id, err)
 	}
 	v.d.rootChanged(v)
