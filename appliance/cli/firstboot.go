@@ -17,6 +17,7 @@ import (
 	"varve/appliance/server"
 	"varve/control/api/client"
 	v1 "varve/control/api/customer"
+	"varve/control/cluster"
 	"varve/control/state"
 )
 
@@ -114,7 +115,11 @@ func printSettings(w io.Writer, s firstboot.Settings) error {
 	return printTable(w, []string{"Setting", "Value", "From"}, rows)
 }
 
-// bootJoin joins once. A token that cannot work any more is forgotten, so that the appliance starts; the screen takes another.
+// joinEvery is the pause between two attempts to join, of which each takes up to cluster.JoinTimeout.
+const joinEvery = 5 * time.Second
+
+// bootJoin joins, however long the cluster cannot be reached: control starts after it, and an appliance that was told to join does not become a
+// cluster of its own instead. A token that cannot work any more is forgotten, so that the appliance starts; the screen takes another.
 func (e *env) bootJoin(ctx context.Context) error {
 	paths := firstboot.SystemPaths(e.std.Getenv)
 	token, err := firstboot.Pending(paths, firstboot.JoinToken)
@@ -124,9 +129,31 @@ func (e *env) bootJoin(ctx context.Context) error {
 	if e.data == "" {
 		return usage("give --data DIR")
 	}
-	j, err := server.Join(ctx, server.Config{Data: e.data, Log: e.logger(slog.LevelInfo)}, server.JoinOptions{Token: token})
-	_, full := errors.AsType[*server.NotEmptyError](err)
-	hopeless := full || errors.Is(err, state.ErrInvalid) || errors.Is(err, state.ErrNotFound) || errors.Is(err, state.ErrConflict)
+	log := e.logger(slog.LevelInfo)
+	if err := firstboot.Joining(paths, "the cluster is asked"); err != nil {
+		return e.failure("tell of the join", "", err)
+	}
+	var j cluster.Joined
+	var full, hopeless bool
+	for {
+		j, err = server.Join(ctx, server.Config{Data: e.data, Log: log}, server.JoinOptions{Token: token})
+		_, full = errors.AsType[*server.NotEmptyError](err)
+		hopeless = full || errors.Is(err, state.ErrInvalid) || errors.Is(err, state.ErrNotFound) || errors.Is(err, state.ErrConflict)
+		if err == nil || hopeless || ctx.Err() != nil {
+			break
+		}
+		log.Warn("the cluster cannot be joined yet, it is asked again", "err", err)
+		if err := firstboot.Joining(paths, err.Error()); err != nil {
+			return e.failure("tell of the join", "", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(joinEvery):
+		}
+	}
+	if err := firstboot.Joining(paths, ""); err != nil {
+		log.Warn("tell of the join", "err", err)
+	}
 	if err == nil || hopeless {
 		if e2 := firstboot.Used(paths, firstboot.JoinToken); e2 != nil {
 			return e.failure("forget join token", "", e2)

@@ -24,6 +24,7 @@
 //	STATE/reset                    a factory reset was asked for: settings go at the next boot, then everything on the data disk; the
 //	                               file goes last, so that a reset that power cuts short goes on
 //	RUN/firstboot.json             what this boot found, for the screen
+//	RUN/joining                    that control waits until the cluster of the join token answers, and why it does not yet
 //
 // Everything that is rendered from settings lies below /run and is made again at every boot, so that the root can be read-only
 // and no two places say different things: systemd/network/10-varve-*.{netdev,network}, chrony-sources/varve.sources,

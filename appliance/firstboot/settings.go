@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -293,6 +294,31 @@ func Ask(p Paths, name, text string) error {
 	}
 	have.Secrets[name] = v
 	return have.save(p)
+}
+
+const joiningFile = "joining"
+
+// Joining tells the screen that the appliance waits for the cluster that it is to join, and what of it does not work. "" ends it.
+func Joining(p Paths, how string) error {
+	if how == "" {
+		if err := os.Remove(filepath.Join(p.Run, joiningFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	if err := os.MkdirAll(p.Run, 0o755); err != nil {
+		return fmt.Errorf("make %s: %w", p.Run, err)
+	}
+	return durable.Replace(p.Run, joiningFile, []byte(how+"\n"), 0o600)
+}
+
+// IsJoining is what Joining was told last, "" if nothing is joined now.
+func IsJoining(p Paths) string {
+	b, err := readBounded(filepath.Join(p.Run, joiningFile), 4<<10)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
 }
 
 const dhcp = "dhcp"

@@ -144,6 +144,10 @@ func (s *System) Facts(ctx context.Context) Facts {
 	})
 	if err != nil && disk.State == firstboot.DataReady {
 		f.State = "starting, or stopped: see the logs (l)"
+		if how := firstboot.IsJoining(s.cfg.Paths); how != "" {
+			f.State = "joining a cluster"
+			f.Problems = append(f.Problems, Problem{What: "join: " + firstLine(how), Remedy: "it is tried again; check the network, or press j for another token"})
+		}
 	}
 	f.URLs = urls(f.Links, port)
 	f.Fingerprint = fingerprint(ctx, port)

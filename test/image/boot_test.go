@@ -490,7 +490,9 @@ func (tr *trial) redeployed(t *testing.T) {
 	m := tr.m
 	m.Cut()
 	must(t, m.Deploy())
-	m.Arguments, m.Second = nil, tr.second
+	file := filepath.Join(m.Dir, "config")
+	must(t, os.WriteFile(file, []byte("mgmt_nic: "+wireCard+"\nmgmt_ip: "+firstOnWire+"/24\ngateway: "+wireGateway+"\n"), 0o600))
+	m.Arguments, m.Second = []string{"-fw_cfg", "name=opt/varve/config,file=" + file}, tr.second
 	must(t, m.Start())
 	took, err := m.Ready(bootLimit)
 	must(t, err)
@@ -517,7 +519,7 @@ const (
   <PropertySection>
     <Property oe:key="guestinfo.varve.hostname" oe:value="` + secondName + `"/>
     <Property oe:key="guestinfo.varve.mgmt_ip" oe:value="` + secondAddr + `/24"/>
-    <Property oe:key="guestinfo.varve.gateway" oe:value="` + harness.HostAddr + `"/>
+    <Property oe:key="guestinfo.varve.gateway" oe:value="` + wireGateway + `"/>
     <Property oe:key="guestinfo.varve.ntp" oe:value=""/>
   </PropertySection>
 </Environment>

@@ -24,11 +24,11 @@ type Machine struct {
 	UEFI            bool
 	Megabytes       int
 	HTTPS, NFS, NBD int      // ports of this machine's loopback that lead to it
-	Second          *Machine // another one on the same network, which is reached through this one's; it has no ports of its own
+	Second          *Machine // another one, to which a wire leads
 	Arguments       []string // for QEMU, besides
 
 	process *harness.Process
-	wire    int // port of the loopback by which the first machine's network reaches the second
+	wire    int // of the second machine: port of the loopback that is the wire
 	boots   int
 	began   time.Time
 }
@@ -55,31 +55,38 @@ func (m *Machine) monitor() string {
 }
 func (m *Machine) agent() string { return filepath.Join(m.Dir, "agent") }
 
-// Addresses of the machines on their network.
+// Addresses of the machines. Each has a network of its own with QEMU's emulated router, by which the ports of the loopback lead to it, and gets the
+// same address there. Two machines reach each other by a wire between them: the router takes whatever it sees for its own, so it must not see that.
 const (
-	firstAddr  = "10.0.2.15"
-	secondAddr = "10.0.2.16"
+	firstAddr   = "10.0.2.15"
+	firstOnWire = "10.9.0.15"
+	secondAddr  = "10.9.0.16"
+	wireGateway = "10.9.0.2" // nobody: a default route is what an appliance finds its own address by
+	wireCard    = "52:54:00:56:00:02"
 )
 
-// network gives QEMU's arguments. A single machine has two cards, as the OVF has. Two machines share the first one's network: its
-// emulated router, a wire to the second machine and its own card are on one hub.
+// network gives QEMU's arguments. A machine has two cards, as the OVF has.
 func (m *Machine) network() []string {
-	forward := func(port int, to string, guest int) string {
-		return fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-%s:%d", port, to, guest)
+	forward := func(port int, guest int) string {
+		if port == 0 {
+			return ""
+		}
+		return fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-%s:%d", port, firstAddr, guest)
 	}
-	router := "user,id=n0" + forward(m.HTTPS, firstAddr, 443) + forward(m.NFS, firstAddr, 2049) + forward(m.NBD, firstAddr, 10809)
+	router := "user,id=n0" + forward(m.HTTPS, 443) + forward(m.NFS, 2049) + forward(m.NBD, 10809)
 	card := func(netdev, mac string) []string {
-		return []string{"-device", "virtio-net-pci,romfile=,netdev=" + netdev + ",mac=52:54:00:56:00:" + mac}
+		return []string{"-device", "virtio-net-pci,romfile=,netdev=" + netdev + ",mac=" + mac}
 	}
+	first, other := card("n0", "52:54:00:56:00:01"), "user,id=n1,net=10.0.3.0/24"
 	switch {
 	case m.Second != nil:
-		router += forward(m.Second.HTTPS, secondAddr, 443)
-		return append([]string{"-netdev", router, "-netdev", fmt.Sprintf("socket,id=s0,listen=127.0.0.1:%d", m.Second.wire),
-			"-netdev", "hubport,id=h0,hubid=1,netdev=n0", "-netdev", "hubport,id=h1,hubid=1,netdev=s0", "-netdev", "hubport,id=h2,hubid=1"}, card("h2", "01")...)
+		other = fmt.Sprintf("socket,id=n1,listen=127.0.0.1:%d", m.Second.wire)
 	case m.wire != 0:
-		return append([]string{"-netdev", fmt.Sprintf("socket,id=n0,connect=127.0.0.1:%d", m.wire)}, card("n0", "03")...)
+		other = fmt.Sprintf("socket,id=n1,connect=127.0.0.1:%d", m.wire)
+		first = card("n0", "52:54:00:56:00:04")
+		return slices.Concat([]string{"-netdev", router, "-netdev", other}, card("n1", "52:54:00:56:00:03"), first)
 	}
-	return slices.Concat([]string{"-netdev", router, "-netdev", "user,id=n1,net=10.0.3.0/24"}, card("n0", "01"), card("n1", "02"))
+	return slices.Concat([]string{"-netdev", router, "-netdev", other}, first, card("n1", wireCard))
 }
 
 // Deploy makes the disks, as an import does: a fresh system disk, and a blank data disk unless there is one.
