@@ -3,7 +3,8 @@ import { readFileSync } from 'node:fs';
 import { chromium } from '../../appliance/console/node_modules/playwright-core/index.mjs';
 
 const { VARVE_SHOTS: shots } = process.env;
-export const wait = 30_000;
+/** How long a page is waited for; longer where an hour is watched, beside other work. */
+export const wait = Number(process.env.VARVE_SOAK_SECONDS ?? 0) > 0 ? 300_000 : 30_000;
 export const password = 'correct horse battery staple';
 export const axe = readFileSync(new URL('../../appliance/console/node_modules/axe-core/axe.min.js', import.meta.url), 'utf8');
 
@@ -18,19 +19,21 @@ export const browser = await chromium.launch({
   args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
 });
 
+const launched = Date.now();
 let failed = false;
 /** What the browser's console said; a failure, but for what a step provokes. */
 export const said = [];
-let expected = () => false;
-/** Has what the browser says while f runs be no failure where it fits. */
-export async function expecting(fits, f) {
-  expected = fits;
+const expected = new Map();
+/** Has what the browser says while f runs be no failure where it fits: of all pages, or of one beside which others are at work. */
+export async function expecting(fits, f, of = 'all') {
+  expected.set(of, fits);
   try {
     return await f();
   } finally {
-    expected = () => false;
+    expected.delete(of);
   }
 }
+const isExpected = (p, text) => [p, 'all'].some((of) => expected.get(of)?.(text));
 
 /** A page in a window of its own, signed in as another page is: a page behind another one in its window does not draw. */
 export async function open(origins, as) {
@@ -41,7 +44,7 @@ export async function open(origins, as) {
     const of = m.location().url;
     // A page is shown for a moment longer than its object is there.
     const gone = m.text().includes('404') && /\/api\/customer\/v1\/[a-z]+\/[^/]+/.test(of);
-    if (['error', 'warning'].includes(m.type()) && !gone && !expected(m.text())) said.push(`${p.url()}: ${m.text()} ${of}`);
+    if (['error', 'warning'].includes(m.type()) && !gone && !isExpected(p, m.text())) said.push(`${p.url()}: ${m.text()} ${of}`);
   });
   p.on('pageerror', (e) => said.push(`${p.url()}: ${e.message}`));
   p.on('request', (r) => {
@@ -50,13 +53,20 @@ export async function open(origins, as) {
   return p;
 }
 
+const took = [];
 export async function step(name, page, f) {
+  const began = Date.now();
+  const seconds = () => {
+    const s = (Date.now() - began) / 1000;
+    took.push([s, name]);
+    return s;
+  };
   try {
     await f();
-    print({ step: name });
+    print({ step: name, seconds: seconds() });
   } catch (e) {
     failed = true;
-    print({ step: name, error: String(e.stack ?? e).slice(0, 3000) });
+    print({ step: name, seconds: seconds(), error: String(e.stack ?? e).slice(0, 3000) });
     await page.screenshot({ path: `${shots}/failed-${name.replace(/\W+/g, '-')}.png` }).catch(() => undefined);
     await page.keyboard.press('Escape').catch(() => undefined);
   }
@@ -66,6 +76,8 @@ export async function end() {
   await step('nothing in the browser console, no request elsewhere', { screenshot: async () => undefined, keyboard: { press: async () => undefined } },
     async () => must(said.length === 0, said.slice(0, 20).join('\n')));
   await browser.close();
+  const slow = took.sort((a, b) => b[0] - a[0]).slice(0, 8).map(([s, name]) => `${name} ${s.toFixed(1)}`);
+  show(`${Math.round((Date.now() - launched) / 1000)} s, of which the longest steps: ${slow.join('; ')}`);
   print({ step: 'end' });
   process.exit(failed ? 1 : 0);
 }

@@ -1,7 +1,7 @@
 // Three nodes in a browser: one goes away and comes back, then the leader; console_test.go says how it is run.
 import { end, expecting, must, open, password, print, show, step, wait } from './browser.mjs';
 
-const { VARVE_URLS: list, VARVE_NFS: nfsList, VARVE_CODE: code, VARVE_SHOTS: shots } = process.env;
+const { VARVE_URLS: list, VARVE_NFS: nfsList, VARVE_CODE: code, VARVE_FRESH_CODE: freshCode, VARVE_SHOTS: shots } = process.env;
 const urls = list.split(' ');
 const nfs = nfsList.split(' ');
 const page = await open(urls);
@@ -9,12 +9,12 @@ const row = (i) => page.getByRole('row').filter({ hasText: nfs[i] });
 const state = (i, word) => row(i).getByText(word, { exact: true });
 const goal = 10_000;
 
-async function signIn(url) {
-  await page.goto(`${url}/nodes`);
-  await page.locator('[name="name"]').fill('admin');
-  await page.locator('[name="password"]').fill(password);
-  await page.getByRole('button', { name: 'Sign in', exact: true }).click();
-  await page.getByRole('heading', { name: 'Storage routers', level: 1 }).waitFor();
+async function signIn(url, p = page) {
+  await p.goto(`${url}/nodes`);
+  await p.locator('[name="name"]').fill('admin');
+  await p.locator('[name="password"]').fill(password);
+  await p.getByRole('button', { name: 'Sign in', exact: true }).click();
+  await p.getByRole('heading', { name: 'Storage routers', level: 1 }).waitFor();
 }
 
 await step('three nodes are online', page, async () => {
@@ -66,5 +66,48 @@ await step('the leader is lost, seen from another node', page, () => expecting((
   await lost(0, 'the leader of three');
   await page.getByRole('row').filter({ hasText: 'Leader' }).first().waitFor({ timeout: 2 * wait }); // another one leads
   await back(0);
+}));
+await step('a fresh appliance joins from its first run', page, () => expecting(() => true, async () => {
+  await page.getByRole('button', { name: 'Add an appliance' }).click();
+  await page.locator('[name="role"]').selectOption('extra');
+  await page.getByRole('button', { name: 'Make a token' }).click();
+  const token = await page.getByRole('textbox', { name: 'Join token' }).inputValue();
+  const fresh = await open(urls);
+  const field = (name) => fresh.locator(`[name="${name}"]`);
+  const press = (name) => fresh.getByRole('button', { name, exact: true }).click();
+  await fresh.goto(urls[3]);
+  await press('Join a cluster instead');
+  await field('code').fill(freshCode);
+  await field('token').fill('no token at all');
+  await press('Join and restart');
+  await fresh.locator('.pf-v6-c-alert.pf-m-danger').waitFor();
+  must((await field('token').inputValue()) === 'no token at all', 'what was typed is gone');
+  await press('Make an administrator instead');
+  await field('code').fill(freshCode);
+  await field('password').fill(password);
+  await field('again').fill(password);
+  await press('Create the administrator');
+  await fresh.getByRole('heading', { name: 'This appliance', exact: true }).waitFor();
+  await press('Next');
+  await fresh.getByRole('radio', { name: 'Join another cluster' }).check();
+  await field('token').fill(token);
+  await press('See what it does');
+  await fresh.locator('.varve-effect').waitFor();
+  await fresh.screenshot({ path: `${shots}/join-effect-light-1280.png`, fullPage: true });
+  await press('Join and restart');
+  await fresh.getByText('It is admitted, and restarts').waitFor({ timeout: 3 * wait });
+  await fresh.screenshot({ path: `${shots}/joined-light-1280.png`, fullPage: true });
+  const deadline = Date.now() + 3 * wait;
+  for (;;) {
+    try {
+      await signIn(urls[3], fresh);
+      break;
+    } catch (e) {
+      if (Date.now() > deadline) throw e;
+      await fresh.waitForTimeout(500);
+    }
+  }
+  await fresh.getByRole('row').filter({ hasText: 'this one' }).filter({ hasText: 'extra' }).getByText('Online', { exact: true }).waitFor({ timeout: 2 * wait });
+  await fresh.context().close();
 }));
 await end();

@@ -6,6 +6,7 @@ import { parse } from '../../appliance/console/node_modules/yaml/dist/index.js';
 import { axe, end, expecting, keyboard, must, open as openPage, password, print, show, step as stepOf, wait } from './browser.mjs';
 
 const { VARVE_URL: url, VARVE_CODE: code, VARVE_NBD: nbd, VARVE_NFS_PORT: nfsPort, VARVE_SHOTS: shots, VARVE_TMP: tmp } = process.env;
+const { VARVE_BUNDLE: bundle, VARVE_BUNDLE_VERSION: bundleVersion } = process.env;
 const { VARVE_S3: s3, VARVE_S3_BUCKET: bucket, VARVE_S3_ACCESS: s3Access, VARVE_S3_SECRET: s3Secret, VARVE_S3_DIR: s3Dir } = process.env;
 const soak = Number(process.env.VARVE_SOAK_SECONDS ?? 0);
 
@@ -191,24 +192,6 @@ await step('a vPool in a bucket, by keyboard; its vDisk is written and is there'
   await go('/backends');
   await page.getByRole('row', { name: /bucket.*s3:/ }).getByText('OK', { exact: true }).waitFor();
 });
-await step('every dialog by the keyboard alone', async () => {
-  const disk = '/vdisks/default%2Fweb%2Fdisk1';
-  const dialogs = [['/vpools', 'Create vPool'], ['/vdisks', 'Create vDisk'], ['/hypervisors', 'Add hypervisor'], ['/policies', 'Set a policy'], ['/schedules', 'Add a schedule'], ['/schedules', 'Actions of this row', 'Change'], ['/nodes', 'Add an appliance'],
-    ['/domains', 'Create domain'], ['/users', 'Create user'], ['/users?tab=groups', 'Create group'], ['/clients', 'Create client'], ['/tokens', 'Create token'], ['/sinks', 'Add a receiver'], ['/config', 'Set'],
-    ['/branding', 'Add a branding'], ['/vpools/default', 'Delete'], ['/vpools/default?tab=settings', 'Change who may mount it'], [`${disk}?tab=settings`, 'Set limits'], [disk, 'Take snapshot'],
-    ...['Clone', 'Resize', 'Rename', 'Make template', 'As it was at a time', 'Delete'].map((item) => [disk, 'Actions', item])];
-  let on = '';
-  for (const [path, opener, item] of dialogs) {
-    if (path !== on) await go(path);
-    on = path;
-    await page.getByRole('button', { name: opener, exact: true }).first().waitFor();
-    // The dry run of deleting a vPool that is not empty is answered with 409, which the dialog shows.
-    await expecting((text) => text.includes('409'), () => keys.open(opener, item)
-      .then(() => page.screenshot({ path: `${shots}/dialog-${(item ?? opener).replace(/\W+/g, '-')}-${path.split(/\W/)[1]}-light-1280.png` }))
-      .then(() => keys.round(opener))).catch((e) => { throw new Error(`${path} ${opener} ${item ?? ''}: ${e.message}`); });
-  }
-  show(`${dialogs.length} dialogs opened, gone round and left by the keyboard alone`);
-});
 await step('made and deleted by keyboard', async () => {
   await go('/domains');
   await keys.open('Create domain');
@@ -269,6 +252,32 @@ await step('delete, trash, restore', async () => {
   await go('/vdisks?q=vm5');
   await page.getByRole('link', { name: 'default/vm5' }).waitFor();
   must(readNBD('default/vm5').equals(readFileSync(first)), 'what came back is not what was deleted');
+});
+await step('an update is uploaded, rolled out and paused', async () => {
+  const wrong = `${tmp}/wrong.varve`;
+  writeFileSync(wrong, randomBytes(256 << 10));
+  const choose = (file) => page.locator('input[type=file]').setInputFiles(file);
+  await go('/updates');
+  await page.getByText('No bundle is here').waitFor();
+  await choose(wrong);
+  await expecting((text) => text.includes('400'), async () => {
+    await button('Upload').click();
+    await page.getByText(/varve update verify FILE/).waitFor();
+  });
+  await choose(bundle);
+  await button('Upload').click();
+  await toast(`The bundle of ${bundleVersion} is here`);
+  await page.getByRole('row', { name: bundleVersion }).getByRole('button', { name: 'Start' }).click();
+  await dialog().getByText('wait while it restarts').waitFor();
+  await dialog().getByRole('button', { name: 'Start the update' }).click();
+  await page.getByRole('heading', { name: 'An update is under way' }).waitFor();
+  await page.getByRole('progressbar', { name: /^Writing the update/ }).waitFor();
+  await page.screenshot({ path: `${shots}/update-under-way-light-1280.png`, fullPage: true });
+  await button('Pause before the next appliance').click();
+  await page.getByText('Cancelled', { exact: true }).waitFor();
+  print({ do: 'give up' });
+  await page.getByText('this machine has no second slot').first().waitFor();
+  await button('Go on').waitFor();
 });
 await step('the server asks for the name itself', async () => {
   const r = await expecting((text) => text.includes('428'), () => api('DELETE', '/vdisks/default%2Fvm4'));
@@ -387,7 +396,7 @@ await step('1,000 vDisks, 10,000 snapshots', async () => {
 });
 // Changes come all the time: a browser that shows a list of 100 takes what the stream and what it reads anew because of it; another one that
 // goes from page to page meanwhile does not grow. VARVE_CONSOLE_SOAK=1h watches for an hour instead.
-await step('live updates under load: bytes, memory', async () => {
+const live = () => step('live updates under load: bytes, memory', async () => {
   const seconds = Math.max(30, soak);
   const watching = await open(page);
   const cdp = await watching.context().newCDPSession(watching);
@@ -420,6 +429,7 @@ await step('live updates under load: bytes, memory', async () => {
   };
   let changed = 0;
   let stop = false;
+  let broken;
   // vDisks are renamed, and back, ten a second at most; a snapshot of one now and then.
   const changes = (async () => {
     for (let i = 0; !stop; i++) {
@@ -430,7 +440,7 @@ await step('live updates under load: bytes, memory', async () => {
       if (i % 20 === 0) await api('POST', '/vdisks/default%2Fmany%2Fd1/snapshots', { name: `live${i}` });
       await page.waitForTimeout(100);
     }
-  })();
+  })().catch((e) => (broken = e)); // looked at at the end, an hour later perhaps
   try {
     await round(); // every page's code is there
     const samples = [await used()];
@@ -444,6 +454,7 @@ await step('live updates under load: bytes, memory', async () => {
       if (Date.now() >= next || rounds <= 6) samples.push(await used());
       next = Date.now() + 10_000;
     }
+    must(!broken, `the changes have ended: ${broken}`);
     const took = (Date.now() - began) / 1000;
     // What is kept for pages that were left comes and goes with its five minutes; a leak grows with every round.
     const half = samples.slice(Math.floor(samples.length / 2));
@@ -459,6 +470,31 @@ await step('live updates under load: bytes, memory', async () => {
     await walker.context().close();
   }
 });
+
+/** Opens every dialog in a window of its own. */
+async function everyDialog(asPage) {
+  const page = await open(asPage);
+  const keys = keyboard(page);
+  await stepOf('every dialog by the keyboard alone', page, async () => {
+    const disk = '/vdisks/default%2Fweb%2Fdisk1';
+    const dialogs = [['/vpools', 'Create vPool'], ['/vdisks', 'Create vDisk'], ['/hypervisors', 'Add hypervisor'], ['/policies', 'Set a policy'], ['/schedules', 'Add a schedule'], ['/schedules', 'Actions of this row', 'Change'], ['/nodes', 'Add an appliance'],
+      ['/domains', 'Create domain'], ['/users', 'Create user'], ['/users?tab=groups', 'Create group'], ['/clients', 'Create client'], ['/tokens', 'Create token'], ['/sinks', 'Add a receiver'], ['/config', 'Set'],
+      ['/branding', 'Add a branding'], ['/vpools/default', 'Delete'], ['/vpools/default?tab=settings', 'Change who may mount it'], [`${disk}?tab=settings`, 'Set limits'], [disk, 'Take snapshot'],
+      ...['Clone', 'Resize', 'Rename', 'Make template', 'As it was at a time', 'Delete'].map((item) => [disk, 'Actions', item])];
+    let on = '';
+    for (const [path, opener, item] of dialogs) {
+      if (path !== on) await page.goto(url + path);
+      on = path;
+      await page.getByRole('button', { name: opener, exact: true }).first().waitFor();
+      // The dry run of deleting a vPool that is not empty is answered with 409, which the dialog shows.
+      await expecting((text) => text.includes('409'), () => keys.open(opener, item)
+        .then(() => page.screenshot({ path: `${shots}/dialog-${(item ?? opener).replace(/\W+/g, '-')}-${path.split(/\W/)[1]}-light-1280.png` }))
+        .then(() => keys.round(opener)), page).catch((e) => { throw new Error(`${path} ${opener} ${item ?? ''}: ${e.message}`); });
+    }
+    show(`${dialogs.length} dialogs opened, gone round and left by the keyboard alone`);
+  });
+  await page.context().close();
+}
 
 const routes = ['/', '/vpools', '/vpools/default', '/vpools/default?tab=hosts', '/vpools/default?tab=settings', '/vdisks', '/vdisks/default%2Fweb%2Fdisk1', '/vdisks/default%2Fweb%2Fdisk1?tab=snapshots',
   '/vdisks/default%2Fweb%2Fdisk1?tab=performance', '/vdisks/default%2Fweb%2Fdisk1?tab=settings', '/templates', '/vmachines', '/hypervisors', '/policies', '/schedules', '/trash', '/nodes', '/disks', '/backends', '/domains',
@@ -488,7 +524,8 @@ async function look() {
         runs++;
         for (const v of result.violations) wrong.push(`${theme} ${width}: ${v.id}: ${v.nodes.slice(0, 3).map((n) => `${n.target} ${n.failureSummary}`).join(' | ')}`);
         // The navigation folds a moment after the width has changed.
-        await p.waitForFunction(() => document.documentElement.scrollWidth <= window.innerWidth && !(document.querySelector('main')?.scrollWidth > document.querySelector('main')?.clientWidth + 1),
+        await p.waitForFunction(() => document.documentElement.scrollWidth <= window.innerWidth && !(document.querySelector('main')?.scrollWidth > document.querySelector('main')?.clientWidth + 1)
+            && [...document.querySelectorAll('main table')].every((e) => e.getBoundingClientRect().right <= e.parentElement.getBoundingClientRect().right + 1),
           undefined, { timeout: wait, polling: 100 }).catch(() => wrong.push(`${theme} ${width}: it scrolls sideways`));
         if (!(theme === 'light' && width === 390)) await p.screenshot({ path: `${shots}/page${path.replace(/\W+/g, '-')}-${theme}-${width}.png` });
       }
@@ -497,6 +534,8 @@ async function look() {
   }
   await p.context().close();
 }
-await Promise.all([look(), look()]);
+// An hour of it is watched alone, so that its figures are those of the changes.
+if (soak > 0) await live();
+await Promise.all([...(soak > 0 ? [] : [live()]), everyDialog(page), look(), look()]);
 show(`${routes.length} pages, ${runs} axe runs (light and dark, 1280 and 390) in ${Math.round((Date.now() - started) / 1000)} s`);
 await end();

@@ -64,6 +64,12 @@ export function problemOf(e: unknown): Problem {
   return new Problem('internal', 0, 'Failed', text, '', '', '', [], [], '');
 }
 
+/** Whether a refusal for want of a session is one, and not the answer to signing in. */
+const needsSession = (op: string) => !['signIn', 'setUp', 'setUpJoin', 'getSession'].includes(op);
+
+const unreachable = (op: string) => new Problem('unreachable', 0, 'The appliance does not answer', 'The connection to this appliance failed.',
+  'Check the network, or open the console of another node.', '', '', [], [], op);
+
 async function readProblem(r: Response, op: string): Promise<Problem> {
   let p: Record<string, unknown> = {};
   try {
@@ -133,8 +139,7 @@ async function send<O extends Op>(op: O, args: Args<O>): Promise<Response> {
     r = await fetch(url, { method: o.method, headers, body, signal: args.signal ?? null, credentials: 'same-origin' });
   } catch (e) {
     if (args.signal?.aborted) throw e;
-    throw new Problem('unreachable', 0, 'The appliance does not answer', 'The connection to this appliance failed.',
-      'Check the network, or open the console of another node.', '', '', [], [], op);
+    throw unreachable(op);
   }
   if (change && !url.includes('dryRun=true') && !url.startsWith('/api/internal')) {
     const made: Made = { op, method: o.method, url, at: new Date(), ...(body ? { body: body.replace(secrets, '"$1":"…"') } : {}) };
@@ -142,7 +147,7 @@ async function send<O extends Op>(op: O, args: Args<O>): Promise<Response> {
   }
   if (!r.ok) {
     const p = await readProblem(r, op);
-    if (r.status === 401 && op !== 'signIn' && op !== 'setUp' && op !== 'getSession') endedListeners.forEach((f) => f());
+    if (r.status === 401 && needsSession(op)) endedListeners.forEach((f) => f());
     throw p;
   }
   return r;
@@ -154,6 +159,29 @@ export async function call<O extends Op>(op: O, args: Args<O> = {}): Promise<Ans
   if (r.status === 204) return undefined as Answer<O>;
   const kind = r.headers.get('Content-Type') ?? '';
   return (kind.includes('json') && !kind.includes('ndjson') ? await r.json() : await r.text()) as Answer<O>;
+}
+
+/** Sends a file as the body of an operation, and tells how much of it has gone. Throws a Problem. */
+export function upload<O extends Op>(op: O, file: Blob, sent: (bytes: number) => void, signal: AbortSignal): Promise<Answer<O>> {
+  return new Promise((done, failed) => {
+    // fetch does not tell how far an upload has come.
+    const x = new XMLHttpRequest();
+    x.open(operations[op].method, operations[op].path);
+    x.setRequestHeader('Accept', 'application/json, application/problem+json');
+    x.setRequestHeader('Content-Type', 'application/octet-stream');
+    if (csrf) x.setRequestHeader('X-Varve-CSRF', csrf);
+    x.upload.onprogress = (e) => sent(e.loaded);
+    x.onerror = () => failed(unreachable(op));
+    x.onabort = () => failed(new DOMException('The upload was stopped', 'AbortError'));
+    x.onload = () => {
+      const r = new Response(x.responseText, { status: x.status, statusText: x.statusText, headers: { 'X-Request-Id': x.getResponseHeader('X-Request-Id') ?? '' } });
+      if (r.ok) return done(JSON.parse(x.responseText) as Answer<O>);
+      if (r.status === 401) endedListeners.forEach((f) => f());
+      void readProblem(r, op).then(failed);
+    };
+    signal.addEventListener('abort', () => x.abort(), { once: true });
+    x.send(file);
+  });
 }
 
 /** Asks the server what a change would do. */

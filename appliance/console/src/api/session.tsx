@@ -1,5 +1,5 @@
 // Who is signed in, and what that may call.
-import { createContext, useCallback, useContext, useEffect, useMemo, useState } from 'react';
+import { createContext, useCallback, useContext, useEffect, useMemo, useRef, useState } from 'react';
 import type { ReactNode } from 'react';
 import { call, onSessionEnded, problemOf, setCSRF } from './call';
 import type { Answer, Op } from './call';
@@ -17,6 +17,8 @@ export interface SessionValue {
   operations: Set<string>;
   opened: (s: Session) => Promise<void>;
   signOut: () => Promise<void>;
+  /** Forgets a session that has ended for good; what is shown stays. */
+  forget: () => void;
   reload: () => Promise<void>;
 }
 
@@ -91,7 +93,13 @@ export function SessionProvider({ children }: { children: ReactNode }) {
     setState('out');
   }, []);
 
-  const value = useMemo(() => ({ state, session, setup, ended, operations, opened, signOut, reload }),
-    [state, session, setup, ended, operations, opened, signOut, reload]);
+  const over = useRef(false);
+  const forget = useCallback(() => {
+    over.current = true;
+    localStorage.removeItem(signedInKey);
+  }, []);
+
+  const value = useMemo(() => ({ state, session, setup, ended: ended && !over.current, operations, opened, signOut, forget, reload }),
+    [state, session, setup, ended, operations, opened, signOut, forget, reload]);
   return <Context.Provider value={value}>{children}</Context.Provider>;
 }

@@ -1,5 +1,6 @@
 // Who may do what: users, groups, roles, programs, tokens, the identity provider.
 import { Button, Card, CardBody, Content, Form } from '@patternfly/react-core';
+import { KeyIcon, RobotIcon, UsersIcon } from '@patternfly/react-icons';
 import { useEffect, useState } from 'react';
 import type { FormEvent } from 'react';
 import { call } from '../api/call';
@@ -60,7 +61,7 @@ function UserTable() {
           { title: running.edit, disabled: !may('patchUser'), onClick: () => setDoing({ what: 'edit', user: x }) },
           { title: running.delete, danger: true, separated: true, disabled: !may('deleteUser'), onClick: () => setDoing({ what: 'delete', user: x }) },
         ]}
-        empty={{ title: s.empty, body: s.emptyBody, action: create }} />
+        empty={{ title: s.empty, body: s.emptyBody, action: create, icon: UsersIcon }} />
       {doing?.what === 'create' && <UserDialog onClose={close} />}
       {doing?.what === 'edit' && <LoadedUser name={doing.user.name} onClose={close} />}
       {doing?.what === 'delete' && (
@@ -128,7 +129,7 @@ function GroupTable() {
           { title: running.edit, disabled: !may('patchGroup'), onClick: () => setDoing({ what: 'edit', group: x }) },
           { title: running.delete, danger: true, separated: true, disabled: !may('deleteGroup'), onClick: () => setDoing({ what: 'delete', group: x }) },
         ]}
-        empty={{ title: s.groupEmpty, body: s.groupEmptyBody, action: create }} />
+        empty={{ title: s.groupEmpty, body: s.groupEmptyBody, action: create, icon: UsersIcon }} />
       {doing?.what === 'create' && <GroupDialog onClose={close} />}
       {doing?.what === 'edit' && <LoadedGroup name={doing.group.name} onClose={close} />}
       {doing?.what === 'delete' && (
@@ -191,7 +192,7 @@ export function Clients() {
           { key: 'networks', title: running.networks, cell: (x) => x.networks?.join(', ') || running.all }, { key: 'created', title: running.created, cell: (x) => <When at={x.created} /> },
         ]}
         actions={(x) => [{ title: running.delete, danger: true, disabled: !may('deleteClient'), onClick: () => setDeleting(x) }]}
-        empty={{ title: s.empty, body: s.emptyBody, action: create }} />
+        empty={{ title: s.empty, body: s.emptyBody, action: create, icon: RobotIcon }} />
       {creating && <CredentialsDialog title={s.create} onClose={() => setCreating(false)} onSubmit={async (b) => {
         const made = await call('createClient', { body: { name: b.name, roles: b.roles, vpools: b.vpools, networks: b.networks } });
         await refresh('listClients');
@@ -242,7 +243,7 @@ export function Tokens() {
           { key: 'name', title: running.name, cell: (x) => x.name }, { key: 'owner', title: s.owner, cell: (x) => x.owner }, { key: 'kind', title: s.kind, cell: (x) => x.kind }, { key: 'roles', title: running.roles, cell: (x) => x.roles.join(', ') },
           { key: 'expires', title: s.expires, cell: (x) => (x.expires ? <When at={x.expires} /> : s.never) }, { key: 'created', title: running.created, cell: (x) => <When at={x.created} /> },
         ]}
-        actions={(x) => [{ title: s.revoke, danger: true, onClick: () => setDeleting(x) }]} empty={{ title: s.empty, body: s.emptyBody, action: create }} />
+        actions={(x) => [{ title: s.revoke, danger: true, onClick: () => setDeleting(x) }]} empty={{ title: s.empty, body: s.emptyBody, action: create, icon: KeyIcon }} />
       {creating && <CredentialsDialog mine title={s.create} onClose={() => setCreating(false)} onSubmit={async (b) => {
         const made = await call('createToken', { body: { name: b.name, expires_in: b.days * 86400, ...(b.roles.length > 0 ? { roles: b.roles } : {}), vpools: b.vpools, networks: b.networks } });
         await refresh('listTokens');

@@ -1,5 +1,6 @@
 // What goes on and what has happened: tasks, events, the audit log.
 import { Alert, Button, Content, Modal, ModalBody, ModalHeader, Progress } from '@patternfly/react-core';
+import { ClipboardListIcon, ListIcon, TasksIcon } from '@patternfly/react-icons';
 import { useState } from 'react';
 import { call } from '../api/call';
 import type { Answer, ItemOf } from '../api/call';
@@ -41,7 +42,7 @@ export function Tasks() {
           { title: s.details, onClick: () => setShown(x.id) }, { title: s.cancel, disabled: !x.can_cancel || !may('cancelTask'), onClick: () => act('cancelTask', x, s.cancelled) },
           { title: s.retry, disabled: !['failed', 'cancelled'].includes(x.state) || !may('retryTask'), onClick: () => act('retryTask', x, s.retried) },
         ]}
-        empty={{ title: s.empty, body: s.emptyBody }} />
+        empty={{ title: s.empty, body: s.emptyBody, icon: TasksIcon }} />
       {shown && <OneTask id={shown} onClose={() => setShown('')} />}
     </Page>
   );
@@ -83,7 +84,7 @@ export function Events() {
           { key: 'data', title: s.data, sortable: false, cell: (x) => <span className="varve-code">{facts(x.data)}</span>, csv: (x) => JSON.stringify(x.data) },
           { key: 'key', title: running.object, hidden: true, cell: (x) => x.key ?? '' }, { key: 'seq', title: s.seq, hidden: true, cell: (x) => x.seq }, { key: 'node', title: running.node, hidden: true, cell: (x) => x.node ?? '' },
         ]}
-        facets={[{ key: 'topic', title: s.topic, options: s.topics }]} empty={{ title: s.empty, body: s.emptyBody }} />
+        facets={[{ key: 'topic', title: s.topic, options: s.topics }]} empty={{ title: s.empty, body: s.emptyBody, icon: ListIcon }} />
     </Page>
   );
 }
@@ -117,7 +118,7 @@ export function Audit() {
           { key: 'via', title: s.via, hidden: true, cell: (x) => x.via }, { key: 'from', title: s.from, cell: (x) => x.from }, { key: 'detail', title: s.detail, hidden: true, cell: (x) => x.detail ?? '' },
           { key: 'request_id', title: s.request, hidden: true, cell: (x) => <span className="varve-mono">{x.request_id}</span> },
         ]}
-        facets={[{ key: 'via', title: s.via, options: s.vias }]} empty={{ title: s.empty, body: s.emptyBody }} />
+        facets={[{ key: 'via', title: s.via, options: s.vias }]} empty={{ title: s.empty, body: s.emptyBody, icon: ClipboardListIcon }} />
     </Page>
   );
 }

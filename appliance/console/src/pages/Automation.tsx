@@ -1,5 +1,6 @@
 // What the cluster does by itself: policies and schedules.
 import { Button, Content } from '@patternfly/react-core';
+import { CalendarAltIcon, ShieldAltIcon } from '@patternfly/react-icons';
 import { useState } from 'react';
 import { call } from '../api/call';
 import type { ItemOf } from '../api/call';
@@ -42,7 +43,7 @@ export function Policies() {
         actions={(x) => [
           { title: running.edit, disabled: !may('setPolicy'), onClick: () => setEditing(x.scope) }, { title: s.inherit, danger: true, separated: true, disabled: !may('inheritPolicy'), onClick: () => setInheriting(x) },
         ]}
-        empty={{ title: s.empty, body: s.emptyBody, action: create }} />
+        empty={{ title: s.empty, body: s.emptyBody, action: create, icon: ShieldAltIcon }} />
       {editing !== undefined && <PolicyDialog key={editing} scope={editing} onClose={() => setEditing(undefined)} />}
       {inheriting && (
         <Destroy title={`${s.inherit}: ${inheriting.scope}`} verb={s.inherit} op="inheritPolicy" args={{ path: { scope: inheriting.scope }, rev: inheriting.rev }} onClose={() => setInheriting(undefined)}
@@ -90,15 +91,17 @@ function PolicyForm({ scope, fixed, set, rev, onScope, onClose }: { scope: strin
         toast.done(s.saved(scope));
       }}>
       <TextField label={s.scope} name="scope" value={scope} onChange={onScope} disabled={fixed} required mono help={s.scopeHelp} />
-      <TextField label={s.allDays} name="retention/all_days" value={all} onChange={setAll} />
-      <TextField label={s.days} name="retention/buckets/0" value={days} onChange={setDays} />
-      <TextField label={s.weeks} name="retention/buckets/1" value={weeks} onChange={setWeeks} />
-      <TextField label={s.countMax} name="retention/count_max" value={max} onChange={setMax} />
-      <TextField label={s.iops} name="iops_max" value={iops} onChange={setIOPS} />
-      <TextField label={s.rate} name="bytes_max" value={rate} onChange={setRate} />
-      <TextField label={s.overhead} name="space_overhead_percent" value={overhead} onChange={setOverhead} />
-      <TextField label={s.verify} name="verify_days" value={verify} onChange={setVerify} />
-      <TextField label={s.zone} name="zone" value={zone} onChange={setZone} placeholder="Europe/Brussels" />
+      <div className="varve-fields">
+        <TextField label={s.allDays} name="retention/all_days" value={all} onChange={setAll} />
+        <TextField label={s.days} name="retention/buckets/0" value={days} onChange={setDays} />
+        <TextField label={s.weeks} name="retention/buckets/1" value={weeks} onChange={setWeeks} />
+        <TextField label={s.countMax} name="retention/count_max" value={max} onChange={setMax} />
+        <TextField label={s.iops} name="iops_max" value={iops} onChange={setIOPS} />
+        <TextField label={s.rate} name="bytes_max" value={rate} onChange={setRate} />
+        <TextField label={s.overhead} name="space_overhead_percent" value={overhead} onChange={setOverhead} />
+        <TextField label={s.verify} name="verify_days" value={verify} onChange={setVerify} />
+        <TextField label={s.zone} name="zone" value={zone} onChange={setZone} placeholder="Europe/Brussels" />
+      </div>
     </FormDialog>
   );
 }
@@ -124,7 +127,7 @@ export function Schedules() {
           { title: s.run, disabled: !may('runSchedule'), onClick: () => run(x) }, { title: s.change, disabled: !may('setSchedule'), onClick: () => setDoing({ what: 'change', schedule: x }) },
           { title: s.inherit, separated: true, disabled: x.inherited || !may('inheritSchedule'), onClick: () => setDoing({ what: 'inherit', schedule: x }) },
         ]}
-        empty={{ title: s.empty, body: '' }} />
+        empty={{ title: s.empty, body: '', icon: CalendarAltIcon }} />
       {doing?.what === 'change' && <ScheduleDialog schedule={doing.schedule} onClose={close} />}
       {doing?.what === 'own' && <ScheduleDialog onClose={close} />}
       {doing?.what === 'inherit' && (

@@ -1,5 +1,6 @@
 // The appliances: nodes, their disks, backends, failure domains.
 import { Alert, Button, Card, CardBody, ClipboardCopy, Content } from '@patternfly/react-core';
+import { HddIcon, ServerIcon, SitemapIcon, StorageDomainIcon } from '@patternfly/react-icons';
 import { useState } from 'react';
 import { Link, useNavigate, useParams } from 'react-router';
 import { call } from '../api/call';
@@ -15,7 +16,7 @@ import { Facts } from '../ui/Facts';
 import { nodePath, vpoolPath } from '../ui/names';
 import { ObjectTable } from '../ui/ObjectTable';
 import { Loaded, Page } from '../ui/Page';
-import { Bytes, State, When } from '../ui/State';
+import { Bytes, LastKnown, State, When } from '../ui/State';
 import { URLTabs } from '../ui/URLTabs';
 import { useToast } from '../ui/toast';
 
@@ -33,6 +34,11 @@ function useSeen() {
 function nodeState(n: Node, seen: ReturnType<ReturnType<typeof useSeen>['seen']>): string {
   if (n.offline) return 'offline';
   return seen?.reachable === false ? 'unreachable' : 'online';
+}
+
+/** A node that answers is seen now; of another one, when its last word was written down. */
+function Seen({ node, reachable }: { node: Node; reachable: boolean | undefined }) {
+  return reachable && !node.offline ? <>{running.nodes.seenNow}</> : <When at={node.seen} />;
 }
 
 function useNodeChange() {
@@ -58,14 +64,14 @@ export function Nodes() {
           { key: 'offline', title: running.state, cell: (x) => { const v = nodeState(x, seen(x.id)); return <State value={v} />; } },
           { key: 'role', title: s.role, cell: (x) => <>{x.role} {seen(x.id)?.leader && <State value="info" text={s.leader} />}</> }, { key: 'nfs', title: s.nfs, cell: (x) => <span className="varve-mono">{x.nfs ?? ''}</span> },
           { key: 'https', title: s.https, hidden: true, cell: (x) => <span className="varve-mono">{x.https ?? ''}</span> }, { key: 'nbd', title: s.nbd, hidden: true, cell: (x) => <span className="varve-mono">{x.nbd ?? ''}</span> },
-          { key: 'version', title: s.version, cell: (x) => x.version }, { key: 'seen', title: s.seen, cell: (x) => <When at={x.seen} /> }, { key: 'joined', title: s.joined, hidden: true, cell: (x) => <When at={x.joined} /> },
+          { key: 'version', title: s.version, cell: (x) => x.version }, { key: 'seen', title: s.seen, cell: (x) => <Seen node={x} reachable={seen(x.id)?.reachable} /> }, { key: 'joined', title: s.joined, hidden: true, cell: (x) => <When at={x.joined} /> },
         ]}
         actions={(x) => [
           { title: x.role === 'master' ? s.demote : s.promote, disabled: !may('patchNode'), onClick: () => change(x, { role: x.role === 'master' ? 'extra' : 'master' }) },
           { title: x.offline ? s.markOnline : s.markOffline, disabled: !may('patchNode'), onClick: () => change(x, { offline: !x.offline }) },
           { title: s.remove, danger: true, separated: true, disabled: !may('removeNode'), onClick: () => setRemoving(x) },
         ]}
-        empty={{ title: s.empty, body: '' }} />
+        empty={{ title: s.empty, body: '', icon: ServerIcon }} />
       {adding && <AddNode onClose={() => setAdding(false)} />}
       {removing && <RemoveNode node={removing} onClose={() => setRemoving(undefined)} />}
     </Page>
@@ -84,7 +90,10 @@ function AddNode({ onClose }: { onClose: () => void }) {
     }}>
       {token ? (
         <div className="varve-stack">
-          <ClipboardCopy isReadOnly isCode textAriaLabel={s.add} hoverTip={t.copy} clickTip={t.copied}>{`varve cluster join ${token.token}`}</ClipboardCopy>
+          <Content component="p">{s.tokenWizard}</Content>
+          <ClipboardCopy isReadOnly isCode textAriaLabel={s.token} hoverTip={t.copy} clickTip={t.copied}>{token.token}</ClipboardCopy>
+          <Content component="p">{s.tokenLine}</Content>
+          <ClipboardCopy isReadOnly isCode textAriaLabel={s.tokenLine} hoverTip={t.copy} clickTip={t.copied}>{`varve cluster join ${token.token}`}</ClipboardCopy>
           <Content component="p">{running.oncely} {s.expires}: <When at={token.expires} exact /></Content>
           <Content component="p">{s.tokenThen}</Content>
         </div>
@@ -125,7 +134,7 @@ export function NodePage() {
               ['overview', s.overview, () => (
                 <Card><CardBody>
                   <Facts items={[
-                    [s.role, x.role], [s.voter, c?.voter ? running.yes : running.no], [s.leader, c?.leader ? running.yes : running.no], [s.lag, c?.lag ?? '–'], [s.version, x.version], [s.seen, <When at={x.seen} />], [s.joined, <When at={x.joined} exact />],
+                    [s.role, x.role], [s.voter, c?.voter ? running.yes : running.no], [s.leader, c?.leader ? running.yes : running.no], [s.lag, c?.lag ?? '–'], [s.version, x.version], [s.seen, <Seen node={x} reachable={c?.reachable} />], [s.joined, <When at={x.joined} exact />],
                     [s.https, <span className="varve-mono">{x.https}</span>], [s.nfs, <span className="varve-mono">{x.nfs}</span>], [s.nbd, <span className="varve-mono">{x.nbd}</span>], [s.address, <span className="varve-mono">{c?.peer ?? '–'}</span>],
                     [s.certificate, c?.certificate_expires ? <When at={c.certificate_expires} /> : '–'], [s.id, <span className="varve-mono">{x.id}</span>],
                   ]} />
@@ -152,7 +161,7 @@ function DiskTable({ node }: { node?: string }) {
         { key: 'size', title: s.size, right: true, cell: (x) => <Bytes n={x.size} /> }, { key: 'used', title: s.used, right: true, cell: (x) => <Bytes n={x.used} /> }, { key: 'free', title: s.free, right: true, hidden: true, cell: (x) => <Bytes n={x.free} /> },
         { key: 'roles', title: s.roles, cell: (x) => x.roles.join(', ') || running.none }, { key: 'mounts', title: s.mounts, hidden: true, cell: (x) => x.mounts?.join(', ') ?? '' },
       ]}
-      empty={{ title: s.empty, body: s.emptyBody }} />
+      empty={{ title: s.empty, body: s.emptyBody, icon: HddIcon }} />
   );
 }
 
@@ -171,11 +180,11 @@ export function Backends() {
     <Page title={s.title} lead={s.lead} operations={['listBackends', 'getBackend', 'testBackend']}>
       <ObjectTable id="backends" label={s.title} op="listBackends" rowKey={(x: Backend) => x.id} search="vpool" searchLabel={s.filter} every={15_000}
         columns={[
-          { key: 'vpool', title: s.vpool, cell: (x) => <Link to={`${vpoolPath(x.vpool)}?tab=settings`}>{x.vpool}</Link> }, { key: 'state', title: running.state, cell: (x) => <State value={x.state} /> }, { key: 'kind', title: s.kind, hidden: true, cell: (x) => x.kind },
+          { key: 'vpool', title: s.vpool, cell: (x) => <Link to={`${vpoolPath(x.vpool)}?tab=settings`}>{x.vpool}</Link> }, { key: 'state', title: running.state, cell: (x) => <><State value={x.state} /> <LastKnown at={x.as_of} /></> }, { key: 'kind', title: s.kind, hidden: true, cell: (x) => x.kind },
           { key: 'url', title: s.url, cell: (x) => <span className="varve-mono">{x.url}</span> }, { key: 'node', title: running.node, hidden: true, cell: (x) => x.node ?? '' }, { key: 'stored', title: s.stored, right: true, hidden: true, cell: (x) => (x.stored > 0 ? <Bytes n={x.stored} /> : '–') },
           { key: 'pending', title: s.pending, right: true, cell: (x) => <Bytes n={x.pending} /> }, { key: 'free', title: s.free, right: true, cell: (x) => (x.total > 0 ? <Bytes n={x.free} /> : '–') }, { key: 'error', title: s.error, hidden: true, cell: (x) => x.error ?? '' },
         ]}
-        actions={(x) => [{ title: s.test, disabled: !may('testBackend'), onClick: () => test(x) }]} empty={{ title: s.empty, body: s.emptyBody }} />
+        actions={(x) => [{ title: s.test, disabled: !may('testBackend'), onClick: () => test(x) }]} empty={{ title: s.empty, body: s.emptyBody, icon: StorageDomainIcon }} />
     </Page>
   );
 }
@@ -196,7 +205,7 @@ export function Domains() {
           { title: running.edit, disabled: !may('patchDomain'), onClick: () => setDoing({ what: 'edit', domain: x }) },
           { title: running.delete, danger: true, separated: true, disabled: !may('deleteDomain'), onClick: () => setDoing({ what: 'delete', domain: x }) },
         ]}
-        empty={{ title: s.empty, body: s.emptyBody, action: create }} />
+        empty={{ title: s.empty, body: s.emptyBody, action: create, icon: SitemapIcon }} />
       {doing && doing.what !== 'delete' && <DomainDialog {...(doing.what === 'edit' ? { domain: doing.domain } : {})} onClose={close} />}
       {doing?.what === 'delete' && (
         <Destroy title={running.deleteTitle(doing.domain.name)} verb={t.remove} op="deleteDomain" args={{ path: { domain: doing.domain.name }, rev: doing.domain.rev }} onClose={close}

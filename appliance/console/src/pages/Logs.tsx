@@ -33,7 +33,7 @@ export default function Logs() {
         <SelectField label={s.node} name="node" value={node} onChange={setNode} options={[['', s.all], ...(nodes.data?.items ?? []).map((n) => [n.name, n.name] as [string, string])]} />
         <SelectField label={s.since} name="since" value={hours} onChange={setHours} options={s.hours} />
         <TextField label={s.match} name="match" value={match} onChange={setMatch} help={s.matchHelp} />
-        <div><Button type="submit">{s.read}</Button></div>
+        <div className="varve-go"><Button type="submit">{s.read}</Button></div>
       </Form>
       <Loaded query={query}>
         {(l) => (

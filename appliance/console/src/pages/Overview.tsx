@@ -7,11 +7,12 @@ import { useCall } from '../api/query';
 import { useMay } from '../api/session';
 import { useTasks } from '../shell/TaskDrawer';
 import { operate } from '../strings/operate';
+import { storage } from '../strings/storage';
 import { Charts } from '../ui/Chart';
-import { duration, percent, time } from '../ui/format';
+import { duration, number, percent, time } from '../ui/format';
 import { vdiskPath, vpoolPath } from '../ui/names';
 import { Loaded, Page } from '../ui/Page';
-import { Bytes, State, When } from '../ui/State';
+import { Bytes, LastKnown, State, When } from '../ui/State';
 import { WhatIf } from './parts/WhatIf';
 
 const s = operate.overview;
@@ -100,7 +101,7 @@ function Figures() {
   return (
     <div className="varve-figures">
       {figure(s.vpools, <Link to="/vpools">{x?.vpools ?? '–'}</Link>)}
-      {figure(s.vdisks, <Link to="/vdisks">{x?.vdisks ?? '–'}</Link>,
+      {figure(s.vdisks, <Link to="/vdisks">{x ? number(x.vdisks) : '–'}</Link>,
         x && x.vdisks === 0 && may('createVDisk') && <Button variant="link" isInline onClick={() => void go('/vdisks')}>{s.nextVDisk}</Button>)}
       {figure(s.nodes, <Link to="/nodes">{cluster.data?.nodes.length ?? '–'}</Link>, cluster.data && (
         <span className="varve-dim">{s.nodesOf(reachable, cluster.data.nodes.length)} · {s.leader}: {cluster.data.leader || '–'}</span>))}
@@ -119,8 +120,12 @@ function Capacity() {
           const part = percent(p.total - p.free, p.total);
           return (
             <div key={p.id}>
-              <Progress value={part} title={p.vpool} size={ProgressSize.sm} {...(part > 90 ? { variant: 'danger' as const } : part > 75 ? { variant: 'warning' as const } : {})} />
-              <span className="varve-dim"><Link to={vpoolPath(p.vpool)}>{p.vpool}</Link>: {s.used} <Bytes n={p.used} />, {s.free} <Bytes n={p.free} />, {s.provisioned} <Bytes n={p.provisioned} />. {p.full ? `${s.full} ${time(p.full)}` : s.never}</span>
+              <div className="varve-row varve-ends"><Link to={vpoolPath(p.vpool)}>{p.vpool}</Link>{p.total > 0 && <span>{part} %</span>}</div>
+              {p.total > 0 && (
+                <Progress value={part} aria-label={p.vpool} measureLocation="none" size={ProgressSize.sm}
+                  {...(part > 90 ? { variant: 'danger' as const } : part > 75 ? { variant: 'warning' as const } : {})} />
+              )}
+              <span className="varve-dim">{s.used} <Bytes n={p.used} /> · {p.total > 0 ? <>{s.free} <Bytes n={p.free} /></> : storage.noLimit} · {s.provisioned} <Bytes n={p.provisioned} />{p.total > 0 && <> · {p.full ? `${s.full} ${time(p.full)}` : s.never}</>}</span>
             </div>
           );
         })}
@@ -143,7 +148,7 @@ function Protection() {
               <ul className="varve-list">
                 {at.map((p) => (
                   <li key={p.id}><Link to={vdiskPath(p.vdisk)}>{p.vdisk}</Link>: <Bytes n={p.unbacked} />, {s.oldest} {duration(p.unbacked_age)}
-                    {p.unlogged > 0 && <> (<Bytes n={p.unlogged} /> {s.unlogged})</>} {!p.known && <State value="unknown" text={s.unknownValue} />}</li>
+                    {p.unlogged > 0 && <> (<Bytes n={p.unlogged} /> {s.unlogged})</>} {!p.known && <State value="unknown" text={s.unknownValue} />} <LastKnown at={p.as_of} /></li>
                 ))}
               </ul>
             </>

@@ -1,5 +1,6 @@
 // What is set for the whole cluster: receivers of events, settings, branding; and a vPool's rebuild.
 import { Button, Card, CardBody, FileUpload, Form, FormGroup, List, ListItem, Modal, ModalBody, ModalHeader } from '@patternfly/react-core';
+import { BellIcon, CogsIcon, PaletteIcon } from '@patternfly/react-icons';
 import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
 import { useState } from 'react';
 import { call } from '../api/call';
@@ -41,7 +42,7 @@ export function Sinks() {
         actions={(x) => [
           { title: running.edit, disabled: !may('setSink'), onClick: () => setDoing({ what: 'edit', sink: x }) }, { title: running.delete, danger: true, separated: true, disabled: !may('deleteSink'), onClick: () => setDoing({ what: 'delete', sink: x }) },
         ]}
-        empty={{ title: s.empty, body: s.emptyBody, action: create }} />
+        empty={{ title: s.empty, body: s.emptyBody, action: create, icon: BellIcon }} />
       {doing && doing.what !== 'delete' && <SinkDialog {...(doing.what === 'edit' ? { sink: doing.sink } : {})} onClose={close} onSecret={(name, key) => setSecret({ name, secret: key })} />}
       {secret && <Secret title={s.secretTitle(secret.name)} secret={secret.secret} onClose={() => setSecret(undefined)} />}
       {doing?.what === 'delete' && (
@@ -110,7 +111,7 @@ export function Config() {
           { title: running.edit, disabled: !may('setConfig'), onClick: () => setEditing(x) }, { title: s.former, onClick: () => setShown(x.key) },
           { title: s.unset, danger: true, separated: true, disabled: !may('unsetConfig'), onClick: () => setDeleting(x) },
         ]}
-        empty={{ title: s.empty, body: s.emptyBody, action: create }} />
+        empty={{ title: s.empty, body: s.emptyBody, action: create, icon: CogsIcon }} />
       {editing && <ConfigDialog item={editing} onClose={() => setEditing(undefined)} />}
       {shown && <Former name={shown} onClose={() => setShown('')} onBack={(value) => { setShown(''); setEditing({ key: shown, value }); }} />}
       {deleting && (
@@ -177,7 +178,7 @@ export function Brandings() {
         actions={(x) => [
           { title: running.edit, disabled: !may('setBranding'), onClick: () => setDoing({ what: 'edit', branding: x }) }, { title: running.delete, danger: true, separated: true, disabled: !may('deleteBranding'), onClick: () => setDoing({ what: 'delete', branding: x }) },
         ]}
-        empty={{ title: s.empty, body: s.emptyBody, action: create }} />
+        empty={{ title: s.empty, body: s.emptyBody, action: create, icon: PaletteIcon }} />
       {doing && doing.what !== 'delete' && <BrandingDialog {...(doing.what === 'edit' ? { branding: doing.branding } : {})} onClose={close} />}
       {doing?.what === 'delete' && (
         <Destroy title={running.deleteTitle(doing.branding.name)} verb={t.remove} op="deleteBranding" args={{ path: { branding: doing.branding.name }, rev: doing.branding.rev }} onClose={close}
@@ -213,7 +214,7 @@ function BrandingDialog({ branding, onClose }: { branding?: Branding; onClose: (
       <TextField label={running.name} name="name" value={name} onChange={setName} required autoFocus />
       <TextField label={s.product} name="product" value={product} onChange={setProduct} required />
       <FormGroup label={s.logo} fieldId="logo">
-        <FileUpload id="logo" filename={file} filenamePlaceholder="PNG" onFileInputChange={(_, f) => take(f)} onClearClick={() => { setFile(''); setLogo(''); }} hideDefaultPreview browseButtonText={s.logo} aria-label={s.logo}
+        <FileUpload id="logo" filename={file} filenamePlaceholder="PNG" onFileInputChange={(_, f) => take(f)} onClearClick={() => { setFile(''); setLogo(''); }} hideDefaultPreview browseButtonText={s.choose} aria-label={s.logo}
           dropzoneProps={{ accept: { 'image/png': ['.png'] } }} />
       </FormGroup>
       <CheckField label={s.show} name="default" value={shown} onChange={setShown} />

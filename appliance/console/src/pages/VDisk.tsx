@@ -17,7 +17,7 @@ import { bytes, bytesDecimal, duration, number, parseBytes, splitName, time } fr
 import { nodePath, vdiskPath, vpoolPath } from '../ui/names';
 import { Loaded, Page } from '../ui/Page';
 import { settingName, settingText } from '../ui/policy';
-import { Bytes, State, When } from '../ui/State';
+import { Bytes, LastKnown, State, When } from '../ui/State';
 import { useToast } from '../ui/toast';
 import { EventList } from './parts/EventList';
 import { SnapshotTable } from './parts/SnapshotTable';
@@ -46,7 +46,7 @@ export default function VDiskPage() {
     { title: s.delete, disabled: !may('deleteVDisk'), danger: true, separated: true, onClick: to('delete') },
   ] : [];
   return (
-    <Page title={vdisk} trail={[[s.title, '/vdisks']]} label={d && <State value={vdiskState(d)} />} names={{ vdisk }}
+    <Page title={vdisk} trail={[[s.title, '/vdisks']]} label={d && <><State value={vdiskState(d)} /> <LastKnown at={d.as_of} /></>} names={{ vdisk }}
       operations={['getVDisk', 'createSnapshot', 'cloneVDisk', 'rollbackVDisk', 'patchVDisk', 'deleteVDisk', 'setTemplate', 'getLedger', 'waitLevel', 'explainVDisk', 'listSnapshots', 'patchSnapshot',
         'deleteSnapshot', 'getPolicy', 'setPolicy', 'flattenVDisk', 'promoteVDisk', 'rewindVDisk', 'getHistory']}
       actions={d && (
@@ -96,7 +96,7 @@ function Overview({ d }: { d: VDisk }) {
       <Ledger d={d} />
       <Card><CardTitle component="h2">{s.connect}</CardTitle><CardBody className="varve-stack">
         <ClipboardCopy isReadOnly isCode hoverTip={s.connect} clickTip={s.connect} textAriaLabel={s.nbd}>{`nbd://${host}${port === '10809' ? '' : `:${port}`}/${d.name}`}</ClipboardCopy>
-        <ClipboardCopy isReadOnly isCode hoverTip={s.connect} clickTip={s.connect} textAriaLabel={s.nfs}>{`${host}:/${d.file.replace(/^\//, '')}`}</ClipboardCopy>
+        <ClipboardCopy isReadOnly isCode hoverTip={s.connect} clickTip={s.connect} textAriaLabel={s.nfs}>{`${host}:/${pool}/${d.file.replace(/^\//, '')}`}</ClipboardCopy>
       </CardBody></Card>
       <Explain d={d} />
     </div>

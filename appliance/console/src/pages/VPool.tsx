@@ -12,10 +12,10 @@ import { storage } from '../strings/storage';
 import { Charts } from '../ui/Chart';
 import { Destroy, FormDialog } from '../ui/dialog';
 import { CheckField, TextAreaField, TextField } from '../ui/fields';
-import { percent, time } from '../ui/format';
+import { number, time } from '../ui/format';
 import { Facts } from '../ui/Facts';
 import { Loaded, Page } from '../ui/Page';
-import { Bytes, State, When } from '../ui/State';
+import { Bytes, Free, LastKnown, State, When } from '../ui/State';
 import { useToast } from '../ui/toast';
 import { URLTabs } from '../ui/URLTabs';
 import { EventList } from './parts/EventList';
@@ -70,18 +70,19 @@ function VPoolOverview({ p }: { p: VPool }) {
     <div className="varve-grid">
       <Card><CardTitle component="h2">{s.capacity}</CardTitle><CardBody>
         <Facts items={[
-          [storage.used, <Bytes n={c?.used} />], [storage.free, <><Bytes n={p.free} /> ({percent(p.free, p.total)} %)</>], [storage.total, <Bytes n={p.total} />],
+          [storage.used, <Bytes n={c?.used} />], [storage.free, <Free p={p} />], [storage.total, p.total > 0 ? <Bytes n={p.total} /> : storage.noLimit],
           [s.provisioned, <Bytes n={c?.provisioned} />], [s.growth, c?.growth === undefined ? storage.none : <Bytes n={c.growth} />],
           [s.forecast, c?.full ? time(c.full) : s.forecastNone],
         ]} />
+        <LastKnown at={p.as_of} />
       </CardBody></Card>
-      <Card><CardTitle component="h2">{s.hypervisor}</CardTitle><CardBody>
+      <Card><CardTitle component="h2">{s.hypervisor}</CardTitle><CardBody className="varve-stack">
         <Facts items={[[storage.total, <Bytes n={p.total} />], [storage.free, <Bytes n={p.free} />]]} />
         <p className="varve-dim">{s.hypervisorHelp}</p>
       </CardBody></Card>
       <Card className="varve-wide"><CardTitle component="h2">{s.settings}</CardTitle><CardBody>
         <Facts items={[
-          [storage.backend, <span className="varve-mono">{p.backend}</span>], [s.durability, s.class[p.class] ?? p.class], [s.vdisks, p.vdisks], [s.files, p.files], [s.delegatedDelete, p.deleting],
+          [storage.backend, <span className="varve-mono">{p.backend}</span>], [s.durability, s.class[p.class] ?? p.class], [s.vdisks, number(p.vdisks)], [s.files, number(p.files)], [s.delegatedDelete, number(p.deleting)],
           [s.compression, p.compression ?? 'none'], [s.encrypted, p.encrypted ? storage.yes : storage.no], [s.clients, p.clients.join(', ') || storage.none], [storage.created, <When at={p.created} exact />],
           [storage.id, <span className="varve-mono">{p.id}</span>],
         ]} />
@@ -106,7 +107,7 @@ function VPoolSettings({ p, onClients, onCredentials, onKeys }: { p: VPool; onCl
         {(b) => (
           <>
           <Facts items={[
-            [storage.state, <State value={b.state} />], [storage.backend, <span className="varve-mono">{b.url}</span>], ...(b.error ? [['', b.error] as [string, ReactNode]] : []),
+            [storage.state, <><State value={b.state} /> <LastKnown at={b.as_of} /></>], [storage.backend, <span className="varve-mono">{b.url}</span>], ...(b.error ? [['', b.error] as [string, ReactNode]] : []),
             [s.clients, p.clients.join(', ') || storage.none],
           ]} />
           {Object.keys(b.findings).length > 0 && (

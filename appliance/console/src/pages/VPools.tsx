@@ -10,11 +10,11 @@ import { useMay } from '../api/session';
 import { t } from '../strings';
 import { storage } from '../strings/storage';
 import { Destroy, FormDialog } from '../ui/dialog';
-import { percent } from '../ui/format';
+import { number } from '../ui/format';
 import { vpoolPath } from '../ui/names';
 import { ObjectTable } from '../ui/ObjectTable';
 import { Page } from '../ui/Page';
-import { Bytes, State, When } from '../ui/State';
+import { Bytes, Free, LastKnown, State, When } from '../ui/State';
 import { useToast } from '../ui/toast';
 import { useVPoolForm } from '../ui/vpoolForm';
 
@@ -38,11 +38,11 @@ export default function VPools() {
         columns={[
           { key: 'name', title: storage.name, cell: (p) => <Link to={vpoolPath(p.name)}>{p.name}</Link> },
           { key: 'backend', title: storage.backend, cell: (p) => <span className="varve-mono">{p.backend}</span> },
-          { key: 'vdisks', title: s.vdisks, right: true, cell: (p) => p.vdisks },
-          { key: 'files', title: s.files, right: true, hidden: true, cell: (p) => p.files },
+          { key: 'vdisks', title: s.vdisks, right: true, cell: (p) => number(p.vdisks) },
+          { key: 'files', title: s.files, right: true, hidden: true, cell: (p) => number(p.files) },
           { key: 'stored', title: storage.used, right: true, sortable: false, cell: (p) => <Bytes n={used(p)} />, csv: used },
-          { key: 'free', title: storage.free, right: true, cell: (p) => <><Bytes n={p.free} /> <span className="varve-dim">({percent(p.free, p.total)} %)</span></> },
-          { key: 'total', title: storage.total, right: true, hidden: true, cell: (p) => <Bytes n={p.total} /> },
+          { key: 'free', title: storage.free, right: true, cell: (p) => <><Free p={p} /> <LastKnown at={p.as_of} /></> },
+          { key: 'total', title: storage.total, right: true, hidden: true, cell: (p) => (p.total > 0 ? <Bytes n={p.total} /> : storage.noLimit) },
           { key: 'class', title: s.durability, cell: (p) => <State value={p.class} /> },
           { key: 'encrypted', title: s.encrypted, hidden: true, cell: (p) => (p.encrypted ? storage.yes : storage.no) },
           { key: 'created', title: storage.created, hidden: true, cell: (p) => <When at={p.created} /> },

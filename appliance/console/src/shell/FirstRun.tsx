@@ -16,6 +16,8 @@ import { t } from '../strings';
 import { FieldErrors, TextField } from '../ui/fields';
 import { duration } from '../ui/format';
 import { fieldErrors } from '../ui/dialog';
+import { JoinForm, Joined } from './Join';
+import type { JoinedCluster } from './Join';
 import { Loaded } from '../ui/Page';
 import { ProblemAlert } from '../ui/Problem';
 import { Bytes } from '../ui/State';
@@ -32,9 +34,10 @@ type Step = (typeof steps)[number];
 export const firstRunKey = 'console.first-run';
 
 export default function FirstRun() {
-  const { state } = useSession();
+  const { state, forget } = useSession();
   const [step, setStep] = useState<Step>();
   const saved = useCall('listConfig', { query: { filter: `key="${firstRunKey}"` } }, { enabled: state === 'in' });
+  const [joined, setJoined] = useState<JoinedCluster>();
   const [pool, setPool] = useState('');
   const go = useNavigate();
   const heading = useRef<HTMLHeadingElement>(null);
@@ -44,6 +47,11 @@ export default function FirstRun() {
   const current: Step = state === 'setup' ? 'admin' : step ?? (reached && steps.includes(reached) && reached !== 'admin' ? reached : 'facts');
   const at = steps.indexOf(current);
 
+  const whenJoined = (j: JoinedCluster) => {
+    setJoined(j);
+    forget(); // the session has ended with the cluster of one
+    requestAnimationFrame(() => heading.current?.focus());
+  };
   const to = (next: Step) => {
     setStep(next);
     void call('setConfig', { path: { key: firstRunKey }, rev: 0, body: { value: next } }).then(() => refresh('getConfig', 'listConfig'), () => undefined);
@@ -61,9 +69,9 @@ export default function FirstRun() {
     </div>
   );
   const bodies: Record<Step, ReactNode> = {
-    admin: <Admin onDone={() => to('facts')} />,
+    admin: <First onDone={() => to('facts')} onJoined={whenJoined} />,
     facts: <><FactsStep />{buttons('cluster')}</>,
-    cluster: <ClusterStep>{(stay) => buttons('disks', stay)}</ClusterStep>,
+    cluster: <ClusterStep onJoined={whenJoined}>{(stay) => buttons('disks', stay)}</ClusterStep>,
     disks: <><Disks />{buttons('vpool')}</>,
     vpool: <FirstPool onDone={(name) => { setPool(name); to('mount'); }} buttons={(go2) => (
       <div className="varve-row">
@@ -80,6 +88,22 @@ export default function FirstRun() {
       </>
     ),
   };
+  if (joined) {
+    return (
+      <main className="varve-first">
+        <PageSection>
+          <span className="varve-brand"><img src="/favicon.svg" alt="" />{t.product}</span>
+          <Title headingLevel="h1">{s.title}</Title>
+        </PageSection>
+        <PageSection>
+          <Card isLarge><CardBody className="varve-stack">
+            <h2 ref={heading} tabIndex={-1} className="varve-step">{s.steps.cluster}</h2>
+            <Joined joined={joined} />
+          </CardBody></Card>
+        </PageSection>
+      </main>
+    );
+  }
   return (
     <main className="varve-first">
       <PageSection>
@@ -98,6 +122,17 @@ export default function FirstRun() {
         </CardBody></Card>
       </PageSection>
     </main>
+  );
+}
+
+/** Before the appliance has an administrator: it gets one, or becomes a node of a cluster that has its own. */
+function First({ onDone, onJoined }: { onDone: () => void; onJoined: (j: JoinedCluster) => void }) {
+  const [join, setJoin] = useState(false);
+  return (
+    <>
+      {join ? <JoinForm claimed={false} onJoined={onJoined} /> : <Admin onDone={onDone} />}
+      <div><Button variant="link" isInline onClick={() => setJoin(!join)}>{join ? s.adminInstead : s.joinInstead}</Button></div>
+    </>
   );
 }
 
@@ -176,7 +211,7 @@ function FactsStep() {
   );
 }
 
-function ClusterStep({ children }: { children: (stay: boolean) => ReactNode }) {
+function ClusterStep({ children, onJoined }: { children: (stay: boolean) => ReactNode; onJoined: (j: JoinedCluster) => void }) {
   const [stay, setStay] = useState(true);
   return (
     <>
@@ -185,12 +220,7 @@ function ClusterStep({ children }: { children: (stay: boolean) => ReactNode }) {
         <Radio id="cluster-new" name="cluster" label={s.clusterNew} isChecked={stay} onChange={() => setStay(true)} />
         <Radio id="cluster-join" name="cluster" label={s.clusterJoin} isChecked={!stay} onChange={() => setStay(false)} />
       </div>
-      {!stay && (
-        <Alert isInline variant="info" title={s.joinHow} component="h3">
-          <code>varve cluster join TOKEN</code>
-          <Content component="p">{s.joinThen}</Content>
-        </Alert>
-      )}
+      {!stay && <JoinForm claimed onJoined={onJoined} />}
       {children(stay)}
     </>
   );

@@ -74,7 +74,8 @@ function Head({ search, onTasks, drawer, onKeys }: { search: React.RefObject<HTM
   const [text, setText] = useState('');
   const tasks = useTasks();
   const health = useCall('getHealth', {}, { every: 15_000 });
-  const bad = (health.data?.checks ?? []).filter((c) => c.state !== 'ok').length;
+  const found = (health.data?.checks ?? []).filter((c) => c.state !== 'ok');
+  const bad = found.length;
   const running = tasks.filter((x) => x.state === 'running' || x.state === 'queued').length;
   const brandings = useCall('listBrandings');
   const brand = brandings.data?.items.find((b) => b.default);
@@ -99,7 +100,7 @@ function Head({ search, onTasks, drawer, onKeys }: { search: React.RefObject<HTM
             </ToolbarItem>
             <ToolbarGroup variant="action-group-plain" align={{ default: 'alignEnd' }}>
               <ToolbarItem>
-                <NotificationBadge variant={bad > 0 ? 'attention' : 'read'} count={bad} onClick={() => void go('/#health')} aria-label={`${t.alerts}: ${bad}`} icon={<BellIcon />} />
+                <NotificationBadge variant={found.some((c) => c.state === 'error') ? 'attention' : bad > 0 ? 'unread' : 'read'} count={bad} onClick={() => void go('/#health')} aria-label={`${t.alerts}: ${bad}`} icon={<BellIcon />} />
               </ToolbarItem>
               <ToolbarItem>
                 <NotificationBadge variant="read" count={running} onClick={onTasks} isExpanded={drawer} aria-label={`${t.tasks}: ${running}`} icon={<InProgressIcon />} />

@@ -71,7 +71,7 @@ export function TaskDrawer({ onClose }: { onClose: () => void }) {
 }
 
 /** A task's object, progress, steps, problem, and what can be done about it. */
-export function TaskFacts({ task: x, all = false }: { task: Task; all?: boolean }) {
+export function TaskFacts({ task: x, all = false, words = t.drawer }: { task: Task; all?: boolean; words?: { cancel: string; again: string } }) {
   const may = useMay();
   const refresh = useRefresh();
   const toast = useToast();
@@ -95,8 +95,8 @@ export function TaskFacts({ task: x, all = false }: { task: Task; all?: boolean 
       )}
       {x.problem && <span>{x.problem.cause} {x.problem.consequence} <strong>{x.problem.remedy}</strong></span>}
       <span className="varve-row">
-        {x.can_cancel && may('cancelTask') && <Button variant="link" isInline onClick={() => void act('cancelTask')}>{t.drawer.cancel}</Button>}
-        {['failed', 'cancelled'].includes(x.state) && may('retryTask') && <Button variant="link" isInline onClick={() => void act('retryTask')}>{t.drawer.again}</Button>}
+        {x.can_cancel && may('cancelTask') && <Button variant="link" isInline onClick={() => void act('cancelTask')}>{words.cancel}</Button>}
+        {['failed', 'cancelled'].includes(x.state) && may('retryTask') && <Button variant="link" isInline onClick={() => void act('retryTask')}>{words.again}</Button>}
       </span>
     </div>
   );

@@ -28,6 +28,7 @@ export const shell = {
   copy: 'Copy to clipboard',
   live: 'Live',
   connecting: 'Connecting',
+  lastKnown: 'last known,',
   stale: (since: string) => `Reconnecting. Values are those of ${since}`,
   unreachable: 'This appliance does not answer',
   unreachableBody: 'The console was loaded, its appliance does not answer now. It tries again by itself. Every node of the cluster serves the same console.',

@@ -1,7 +1,7 @@
 // vPools, vDisks, snapshots, templates.
 export const storage = {
   name: 'Name', size: 'Size', used: 'Stored', state: 'State', created: 'Created', modified: 'Changed', backend: 'Backend', actions: 'Actions', free: 'Free', total: 'Total', id: 'Id',
-  yes: 'Yes', no: 'No', none: 'None', search: 'Filter by name', vpool: 'vPool', openState: 'Open', idleState: 'Idle', templateState: 'Template',
+  yes: 'Yes', no: 'No', none: 'None', noLimit: 'no limit known', search: 'Filter by name', vpool: 'vPool', openState: 'Open', idleState: 'Idle', templateState: 'Template',
   vpools: {
     title: 'vPools', lead: 'A vPool is a storage pool that every host mounts as one datastore.', create: 'Create vPool', createTitle: 'Create a vPool',
     empty: 'No vPools yet', emptyBody: 'A vPool is a backend and a policy, exported over NFS and NBD. Make one, then mount it on a host.', vdisks: 'vDisks', files: 'Files', clients: 'Who may mount it',

@@ -91,7 +91,7 @@ function Panel({ title, history, series, table }: { title: string; history: Hist
       <CardBody className="varve-stack">
         {text.length === 0 ? <Content component="p" className="varve-dim">{s.none}</Content> : table ? <Figures history={history} series={series} title={title} />
           : <Plot history={history} series={series} label={title} />}
-        {text.map((x) => <Content key={x} component="small" className="varve-dim">{x}</Content>)}
+        {text.length > 0 && <div className="varve-dim">{text.map((x) => <div key={x}>{x}</div>)}</div>}
       </CardBody>
     </Card>
   );

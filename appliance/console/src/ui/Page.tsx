@@ -40,7 +40,7 @@ export function Page({ title, trail, label, lead, actions, operations: ops, name
         <div className="varve-title">
           <Title headingLevel="h1">{title}</Title>
           {label}
-          <div className="varve-actions">{actions}</div>
+          {actions && <div className="varve-actions">{actions}</div>}
         </div>
         {lead && <Content component="p" className="varve-lead">{lead}</Content>}
       </PageSection>

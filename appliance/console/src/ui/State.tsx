@@ -2,7 +2,8 @@
 import { Label, Tooltip } from '@patternfly/react-core';
 import type { LabelProps } from '@patternfly/react-core';
 import { t } from '../strings';
-import { bytes, bytesDecimal, ago, time, utc } from './format';
+import { storage } from '../strings/storage';
+import { bytes, bytesDecimal, ago, percent, time, utc } from './format';
 
 const colours: Record<string, LabelProps['status']> = {
   ok: 'success', healthy: 'success', succeeded: 'success', active: 'success', online: 'success', enabled: 'success', ready: 'success', open: 'info',
@@ -22,6 +23,17 @@ export function State({ value, text }: { value: string; text?: string }) {
 export function Bytes({ n }: { n: number | undefined }) {
   if (n === undefined) return <>–</>;
   return <span title={bytesDecimal(n)}>{bytes(n)}</span>;
+}
+
+/** Says of figures whose node does not answer now that they are those of then. */
+export function LastKnown({ at }: { at: string | undefined }) {
+  return at ? <span className="varve-dim">{t.lastKnown} <When at={at} /></span> : null;
+}
+
+/** What is free of a vPool's place; a bucket says no limit. */
+export function Free({ p }: { p: { free: number; total: number } }) {
+  if (p.total <= 0) return <>{storage.noLimit}</>;
+  return <><Bytes n={p.free} /> <span className="varve-dim">({percent(p.free, p.total)} %)</span></>;
 }
 
 /** A time as "3 min ago", or exactly; the hover says both with UTC. */

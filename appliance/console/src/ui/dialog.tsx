@@ -31,6 +31,11 @@ export function FormDialog({ title, description, submit, onSubmit, onClose, chil
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState<unknown>();
   const id = useId();
+  // The keyboard begins at the first field, not at the button that closes.
+  useEffect(() => {
+    const form = document.getElementById(id);
+    if (!form?.contains(document.activeElement)) form?.querySelector<HTMLElement>('[name]:not([disabled])')?.focus();
+  }, [id]);
   const go = async (e: FormEvent) => {
     e.preventDefault();
     if (busy || disabled) return;

@@ -1,4 +1,5 @@
 // The events of one object.
+import { ListIcon } from '@patternfly/react-icons';
 import { useState } from 'react';
 import type { ItemOf } from '../../api/call';
 import { When } from '../../ui/State';
@@ -16,7 +17,7 @@ export function EventList({ topic, objectKey }: { topic?: string; objectKey: str
         { key: 'type', title: events.type, cell: (e) => e.type.replaceAll('_', ' ') },
         { key: 'data', title: events.data, sortable: false, cell: (e) => <span className="varve-code">{facts(e.data)}</span>, csv: (e) => JSON.stringify(e.data) },
       ]}
-      empty={{ title: events.empty, body: events.emptyBody }} />
+      empty={{ title: events.empty, body: events.emptyBody, icon: ListIcon }} />
   );
 }
 

@@ -12,7 +12,7 @@ import { storage } from '../../strings/storage';
 import { DestroyMany } from '../../ui/dialog';
 import { nodePath, vdiskPath, vpoolPath } from '../../ui/names';
 import { ObjectTable } from '../../ui/ObjectTable';
-import { Bytes, State, When } from '../../ui/State';
+import { Bytes, LastKnown, State, When } from '../../ui/State';
 import { useToast } from '../../ui/toast';
 import { CloneVDisk, CreateVDisk, DeleteVDisk, RenameVDisk, ResizeVDisk, TakeSnapshot, TakeSnapshots } from './VDiskDialogs';
 
@@ -38,7 +38,7 @@ export function VDiskTable({ vpool, onCreate }: { vpool?: string; onCreate?: () 
         tools={vpool ? create : undefined}
         columns={[
           { key: 'name', title: storage.name, cell: (d) => <Link to={vdiskPath(d.name)}>{d.name}</Link> },
-          { key: 'state', title: storage.state, cell: (d) => <State value={vdiskState(d)} /> },
+          { key: 'state', title: storage.state, cell: (d) => <><State value={vdiskState(d)} /> <LastKnown at={d.as_of} /></> },
           { key: 'vpool', title: storage.vpool, hidden: true, cell: (d) => <Link to={vpoolPath(d.vpool)}>{d.vpool}</Link> },
           { key: 'owner', title: s.owner, cell: (d) => (d.owner ? <Link to={nodePath(d.owner)}>{d.owner}</Link> : storage.none) },
           { key: 'size', title: storage.size, right: true, cell: (d) => <Bytes n={d.size} /> },
