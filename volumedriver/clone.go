@@ -192,7 +192,7 @@ func (v *Volume) Template() bool {
 func (v *Volume) Rollback(ctx context.Context, id uuid.UUID, saveAs SnapshotSpec) error {
 	h, err := v.d.holder(ctx, v.id, id)
 	if err == nil && h != v {
-		err = fmt.Errorf("a promotion has taken snapshot %s over from another volume: clone it instead: %w", id, ErrInUse)
+		err = fmt.Errorf("snapshot %s stands in the log of volume %s: %w", id, h.id, ErrTakenOver)
 	}
 	var target *snapshot
 	if err == nil {

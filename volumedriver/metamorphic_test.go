@@ -623,7 +623,7 @@ func (f *family) rollback(ctx context.Context, k *kin, s *kept) {
 	v := f.volume(k)
 	spec := f.snapSpec()
 	if s.holder != k.id {
-		if err := v.Rollback(ctx, s.id, spec); !errors.Is(err, ErrInUse) {
+		if err := v.Rollback(ctx, s.id, spec); !errors.Is(err, ErrTakenOver) {
 			f.t.Fatalf("%s: rolled back to what another volume holds: %v", f.what, err)
 		}
 		return

@@ -57,6 +57,9 @@ import (
 // ErrNoParent: the volume is not a clone.
 var ErrNoParent = errors.New("not a clone")
 
+// ErrTakenOver: the snapshot came to the volume by a promotion, so the volume can't be rolled back to it.
+var ErrTakenOver = errors.New("a promotion has taken the snapshot over from another volume")
+
 const ownerPrefix = "owner/" // snapshot -> ownership
 
 func ownerKey(snapshot uuid.UUID) []byte { return []byte(ownerPrefix + snapshot.String()) }

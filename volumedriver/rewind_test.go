@@ -3,6 +3,7 @@ package volumedriver
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -98,7 +99,8 @@ func TestRewindLineage(t *testing.T) {
 			}
 			c, err := x.d.Clone(ctx, testVolume, made[cloned].ID, Spec{ID: cloneID, Pool: testPool, Epoch: 1, PoolName: "default", Path: "clone.raw", Kind: "disk"})
 			must(t, err)
-			must(t, v.Rollback(ctx, made[back].ID, x.spec()))
+			left := x.spec()
+			must(t, v.Rollback(ctx, made[back].ID, left))
 			_, err = x.d.Promote(ctx, c, made[cloned].ID)
 			must(t, err)
 			if _, of, _ := v.Parent(); of != snapFirst {
@@ -117,9 +119,20 @@ func TestRewindLineage(t *testing.T) {
 				must(t, r.Err)
 			}
 			got, err := x.state(ctx)
-			must(t, errors.Join(err, x.stop()))
+			must(t, err)
 			if got != want {
 				t.Errorf("rewound to %v, cloned %d, rolled back to %d: rebuilt\n%s\nwant\n%s", seconds, cloned, back, got, want)
+			}
+			// The line that the rollback has left goes with the last snapshot on it.
+			v, err = x.d.Volume(ctx, testVolume)
+			must(t, err)
+			must(t, v.DeleteSnapshot(ctx, left.ID))
+			_, err = x.d.Scrub(ctx, testPool, ScrubOptions{Target: 1, Grace: -1, Audit: true})
+			must(t, err)
+			got, err = x.state(ctx)
+			must(t, errors.Join(err, x.stop()))
+			if want := strings.Replace(want, " @"+left.Name+":827711", "", 1); got != want {
+				t.Errorf("without what the rollback has kept\n%s\nwant\n%s", got, want)
 			}
 		}
 	}

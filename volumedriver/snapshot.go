@@ -202,7 +202,9 @@ func (d *Driver) settleReleases(ctx context.Context) error {
 		if errors.Is(err, ErrUnknownVolume) {
 			err = d.maps.Update(nil, [][]byte{releaseKey(p)}) // the volume was deleted
 		} else if err == nil {
+			v.snapping.Lock()
 			err = v.release(p)
+			v.snapping.Unlock()
 		}
 		if err != nil {
 			return fmt.Errorf("release what deleted snapshots of volume %s held: %w", of[i], err)

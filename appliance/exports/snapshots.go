@@ -16,17 +16,21 @@ import (
 
 // spoken gives an error of the driver the words of control, for exit codes and HTTP statuses.
 func spoken(object string, err error) error {
-	for _, w := range []struct{ from, to error }{
-		{volumedriver.ErrUnknownSnapshot, state.ErrNotFound},
-		{volumedriver.ErrSnapshotExists, state.ErrExist},
-		{volumedriver.ErrInUse, state.ErrConflict},
-		{blockio.ErrReadOnly, state.ErrConflict},
-		{blockio.ErrBusy, state.ErrConflict},
-		{volumedriver.ErrRewind, state.ErrInvalid},
-		{volumedriver.ErrNoParent, state.ErrConflict},
+	for _, w := range []struct {
+		from, to error
+		remedy   string
+	}{
+		{volumedriver.ErrUnknownSnapshot, state.ErrNotFound, ""},
+		{volumedriver.ErrSnapshotExists, state.ErrExist, ""},
+		{volumedriver.ErrInUse, state.ErrConflict, ""},
+		{volumedriver.ErrTakenOver, state.ErrConflict, "clone the snapshot and use the clone: a vDisk is rolled back only to what was taken of itself"},
+		{blockio.ErrReadOnly, state.ErrConflict, ""},
+		{blockio.ErrBusy, state.ErrConflict, ""},
+		{volumedriver.ErrRewind, state.ErrInvalid, ""},
+		{volumedriver.ErrNoParent, state.ErrConflict, ""},
 	} {
 		if errors.Is(err, w.from) {
-			return &state.Error{Err: w.to, Object: object, Detail: err.Error()}
+			return &state.Error{Err: w.to, Object: object, Detail: err.Error(), Remedy: w.remedy}
 		}
 	}
 	return err

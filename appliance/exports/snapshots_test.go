@@ -79,6 +79,17 @@ func TestSnapshotsCloneTrash(t *testing.T) {
 	if !s.Backed || unique != 64<<10 || shared != 0 {
 		t.Fatalf("the head before the rollback: %+v, unique %d, shared %d", s, unique, shared)
 	}
+	_, err = b.vdisks.Promote(ctx, "default/b")
+	must(err)
+	_, err = b.vdisks.Rollback(ctx, "default/b", "one", true)
+	if said, ok := errors.AsType[*state.Error](err); !ok || !errors.Is(err, state.ErrConflict) || !strings.HasPrefix(said.Remedy, "clone the snapshot") {
+		t.Fatalf("rolled back to what a promotion has taken over: %v", err)
+	}
+	holds("default/b", 3)
+	_, err = b.vdisks.Promote(ctx, "default/a") // whose it was
+	must(err)
+	_, err = b.vdisks.Rollback(ctx, "default/a", "one", true)
+	must(err)
 	b.stop()
 
 	b = openBox(t, dir)

@@ -246,6 +246,16 @@ var bugs = []bug{
 		pkg:   "./volumedriver", caught: "TestPromote",
 	},
 	{
+		name:  "lineage by where maps lie: a head that was rolled back to what a rewind made descends from it",
+		edits: []edit{{"volumedriver/promote.go", "!s.Base && !s.Rewound && (", "!s.Base && ("}},
+		pkg:   "./volumedriver", caught: "TestRewindLineage",
+	},
+	{
+		name:  "rebuild that keeps every head: what a rollback has left is never given back",
+		edits: []edit{{"volumedriver/rebuild.go", "v.left = append(v.left, mapPoint{handle: r.Handle})", ""}},
+		pkg:   "./volumedriver", caught: "TestRewindLineage",
+	},
+	{
 		name:  "husk that is written to: a deleted volume that holds snapshots for others takes requests",
 		edits: []edit{{"volumedriver/volume.go", "if v.closed || v.husk.Load() {", "if v.closed {"}},
 		pkg:   "./volumedriver", caught: "TestPromote",
