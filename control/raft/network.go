@@ -26,9 +26,10 @@ type Network interface {
 	Peers() []uuid.UUID
 }
 
-// Outcome of a command that was committed and applied: what it did, or why it was refused.
+// Outcome of a command that was committed and applied: what it did, or why it was refused. Term is that of its entry; 0: not known.
 type Outcome struct {
 	Index   uint64
+	Term    uint64
 	Result  state.Result
 	Refusal error
 }
@@ -188,9 +189,11 @@ func (n *Node) ApplyAs(ctx context.Context, id uuid.UUID, cmd state.Command) (st
 func (n *Node) Relay(ctx context.Context, entry []byte) (out Outcome, err error) {
 	err = n.atLeader(ctx, func(ctx context.Context, leader uuid.UUID) error {
 		if leader == n.id.Node {
-			out, err = n.Propose(ctx, entry)
+			out, err = n.propose(ctx, entry)
 		} else {
-			out, err = n.cfg.Network.Propose(ctx, leader, entry)
+			if out, err = n.cfg.Network.Propose(ctx, leader, entry); err == nil {
+				n.heard(ctx, leader, out)
+			}
 		}
 		return err
 	})
@@ -202,8 +205,35 @@ func (n *Node) Relay(ctx context.Context, entry []byte) (out Outcome, err error)
 	return out, n.fsm.reach(ctx, out.Index)
 }
 
-// Propose commits an encoded command if this node leads: else *NotLeaderError.
+// heard tells raft of a commit that the leader has told us of. Else it would hear of it with the leader's next message, which comes with the next
+// entry or after CommitTimeout. What it gets is what a leader of that term may have sent after its commit: an append of no entries. Raft takes
+// it only if it has the entry, of that term, and has not seen a later term since.
+func (n *Node) heard(ctx context.Context, leader uuid.UUID, out Outcome) {
+	if out.Term == 0 || n.fsm.applied.Load() >= out.Index {
+		return
+	}
+	id := raft.ServerID(leader.String())
+	req := &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(id),
+		Addr: n.transport.EncodePeer(id, raft.ServerAddress(leader.String()))}, Term: out.Term, PrevLogEntry: out.Index, PrevLogTerm: out.Term,
+		LeaderCommitIndex: out.Index}
+	select {
+	case n.kick <- raft.RPC{Command: req, RespChan: make(chan raft.RPCResponse, 1)}:
+	case <-ctx.Done():
+	case <-n.failure.ch:
+	case <-n.closing:
+	}
+}
+
+// Propose commits another node's encoded command if this node leads: else *NotLeaderError.
 func (n *Node) Propose(ctx context.Context, entry []byte) (Outcome, error) {
+	out, err := n.propose(ctx, entry)
+	if err == nil {
+		out.Term = n.termOf(out.Index)
+	}
+	return out, err
+}
+
+func (n *Node) propose(ctx context.Context, entry []byte) (Outcome, error) {
 	if err := state.CheckEntry(entry); err != nil {
 		return Outcome{}, err
 	}
@@ -216,6 +246,15 @@ func (n *Node) Propose(ctx context.Context, entry []byte) (Outcome, error) {
 		return Outcome{}, fmt.Errorf("%w: %w", ErrUnavailable, a.err)
 	}
 	return Outcome{Index: a.index, Result: a.res, Refusal: a.err}, nil
+}
+
+// termOf is an entry's term, 0 where the log does not have it any more.
+func (n *Node) termOf(index uint64) uint64 {
+	var l raft.Log
+	if err := n.log.GetLog(index, &l); err != nil {
+		return 0
+	}
+	return l.Term
 }
 
 // Sync returns when this node has applied everything that was acknowledged anywhere before the call.

@@ -188,6 +188,37 @@ func TestSimulatedHours(t *testing.T) {
 	}
 }
 
+// A node that is told by the leader that its command is committed does not wait for the leader's next message.
+func TestFollowerHearsOfItsCommitAtOnce(t *testing.T) {
+	base := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t: t, base: base}
+		s.form()
+		const writes = 40
+		least := (5 * time.Second) / commitTimeouts
+		began := time.Now()
+		for i := range writes {
+			n := s.node(1 + i%2)
+			if n.IsLeader() {
+				t.Fatal("a follower leads")
+			}
+			name := fmt.Sprint("f", i)
+			must(t, createFile(n, name))
+			if !has(n, name) {
+				t.Errorf("%s is acknowledged and not there", name)
+			}
+		}
+		took := time.Since(began)
+		if took > writes*least/4 {
+			t.Errorf("%d commands took %s; the leader's next message alone comes after %s", writes, took, least)
+		}
+		for i := range 3 {
+			must(t, s.node(i).Close())
+		}
+		fmt.Printf("» raft: %d commands by followers took %s each, where the leader's next message comes after %s\n", writes, (took / writes).Round(time.Microsecond), least)
+	})
+}
+
 func simulate(t *testing.T, base string, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	s := &sim{t: t, base: base}

@@ -68,18 +68,19 @@ func (r *Refusal) unpack() error {
 // Outcome is a raft.Outcome.
 type Outcome struct {
 	Index   uint64       `json:"index"`
+	Term    uint64       `json:"term,omitempty"`
 	Result  state.Result `json:"result"`
 	Refusal *Refusal     `json:"refusal,omitempty"`
 }
 
 // Pack makes an outcome ready for the wire.
 func Pack(o raft.Outcome) Outcome {
-	return Outcome{Index: o.Index, Result: o.Result, Refusal: packRefusal(o.Refusal)}
+	return Outcome{Index: o.Index, Term: o.Term, Result: o.Result, Refusal: packRefusal(o.Refusal)}
 }
 
 // Unpack is Pack's reverse.
 func (o Outcome) Unpack() raft.Outcome {
-	return raft.Outcome{Index: o.Index, Result: o.Result, Refusal: o.Refusal.unpack()}
+	return raft.Outcome{Index: o.Index, Term: o.Term, Result: o.Result, Refusal: o.Refusal.unpack()}
 }
 
 type problem struct {
