@@ -489,6 +489,7 @@ func (tr *trial) verified(t *testing.T) {
 func (tr *trial) redeployed(t *testing.T) {
 	m := tr.m
 	m.Cut()
+	m.UEFI = true
 	must(t, m.Deploy())
 	file := filepath.Join(m.Dir, "config")
 	must(t, os.WriteFile(file, []byte("mgmt_nic: "+wireCard+"\nmgmt_ip: "+firstOnWire+"/24\ngateway: "+wireGateway+"\n"), 0o600))

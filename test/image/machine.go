@@ -53,7 +53,8 @@ func (m *Machine) serial() string { return filepath.Join(m.Dir, fmt.Sprintf("ser
 func (m *Machine) monitor() string {
 	return filepath.Join(m.Dir, "monitor")
 }
-func (m *Machine) agent() string { return filepath.Join(m.Dir, "agent") }
+func (m *Machine) variables() string { return filepath.Join(m.Dir, "vars.fd") }
+func (m *Machine) agent() string     { return filepath.Join(m.Dir, "agent") }
 
 // Addresses of the machines. Each has a network of its own with QEMU's emulated router, by which the ports of the loopback lead to it, and gets the
 // same address there. Two machines reach each other by a wire between them: the router takes whatever it sees for its own, so it must not see that.
@@ -89,9 +90,10 @@ func (m *Machine) network() []string {
 	return slices.Concat([]string{"-netdev", router, "-netdev", other}, first, card("n1", wireCard))
 }
 
-// Deploy makes the disks, as an import does: a fresh system disk, and a blank data disk unless there is one.
+// Deploy makes the disks, as an import does: a fresh system disk, and a blank data disk unless there is one. What the firmware remembered of the
+// machine of before goes with it.
 func (m *Machine) Deploy() error {
-	if err := os.RemoveAll(m.system()); err != nil {
+	if err := errors.Join(os.RemoveAll(m.system()), os.RemoveAll(m.variables())); err != nil {
 		return err
 	}
 	if out, err := harness.Run(time.Minute, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", m.Image, m.system()); err != nil {
@@ -119,7 +121,7 @@ func (m *Machine) Start() error {
 		"-device", "virtio-rng-pci"}
 	args = append(args, m.network()...)
 	if m.UEFI {
-		vars := filepath.Join(m.Dir, "vars.fd")
+		vars := m.variables()
 		if _, err := os.Stat(vars); err != nil {
 			text, err := os.ReadFile(uefiVars)
 			if err != nil {
