@@ -23,7 +23,7 @@ var digest = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // rolloutCommands update the whole cluster.
 func (e *env) rolloutCommands() []*cobra.Command {
-	var finalise, noWait bool
+	var finalise bool
 	c := &cobra.Command{
 		Use: "rollout FILE|SHA256", Short: "Update all appliances of the cluster, one after the other", Args: exactly("FILE|SHA256"),
 		Long: `Update all appliances of the cluster with a signed bundle, one after the other. It is uploaded first, unless it is there: then its
@@ -49,12 +49,11 @@ varve task watch ID follows it. varve task cancel ID pauses it before the next n
 				if err != nil {
 					return err
 				}
-				return e.follow(cmd, s, raw, !noWait)
+				return e.follow(cmd, s, raw, false) // the appliance that answers restarts too
 			})
 		},
 	}
 	c.Flags().BoolVar(&finalise, "finalise", false, "when all run it, let them write its data formats: no way back from there")
-	c.Flags().BoolVar(&noWait, "no-wait", false, "do not wait for the task, print it")
 	up := &cobra.Command{
 		Use: "upload FILE", Short: "Check a signed bundle and keep it on the appliance, for a rollout", Args: exactly("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {

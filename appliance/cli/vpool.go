@@ -15,7 +15,7 @@ import (
 
 func (e *env) vpoolCommand() *cobra.Command {
 	c := &cobra.Command{Use: "vpool", Short: "Storage pools, each exported as one datastore"}
-	c.AddCommand(e.vpoolCreate(), e.vpoolList(), e.vpoolShow(), e.vpoolSet(), e.vpoolSetCredentials(), e.vpoolRotateKeys(), e.capacityCommand(), e.vpoolDelete())
+	c.AddCommand(e.vpoolCreate(), e.vpoolList(), e.vpoolShow(), e.vpoolSet(), e.vpoolSetCredentials(), e.vpoolRotateKeys(), e.vpoolVerify(), e.capacityCommand(), e.vpoolDelete())
 	return c
 }
 
@@ -58,6 +58,12 @@ func (e *env) vpoolRotateKeys() *cobra.Command {
 		long: `Give an encrypted vPool a new key encryption key, and each of its vDisks a new key for what is written from now on. What was written before
 stays under the former keys of the vDisks, which the new key wraps, until the scrub moves it.`,
 		method: http.MethodPost, path: at("vpools", "$", "keys"), task: true})
+}
+
+func (e *env) vpoolVerify() *cobra.Command {
+	return e.verb(verb{use: "verify NAME", short: "Read all that a vPool stores now and compare its checksums", args: []string{"NAME"},
+		long: `Read all that a vPool stores now and compare its checksums, without waiting for its turn in the policy's days. The task's result names
+what cannot be read back.`, method: http.MethodPost, path: at("vpools", "$", "verify"), task: true})
 }
 
 func (e *env) vpoolList() *cobra.Command {

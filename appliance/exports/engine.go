@@ -357,7 +357,7 @@ func (p *Pools) RemovePool(_ context.Context, id uuid.UUID) error {
 	return b.used.Close()
 }
 
-// Space implements vpool.Engine. Stored is not known: it would take a walk through the whole backend.
+// Space implements vpool.Engine. Stored is what the last scrub has counted, 0 before the first one.
 func (p *Pools) Space(id uuid.UUID) (vpool.Space, bool) {
 	b, ok := p.Backend(id)
 	if !ok {
@@ -368,7 +368,11 @@ func (p *Pools) Space(id uuid.UUID) (vpool.Space, bool) {
 		p.log.Warn("space of a backend is not known", "vpool", id, "err", err)
 		return vpool.Space{}, false
 	}
-	return vpool.Space{Total: int64(total), Free: int64(available)}, true
+	s := vpool.Space{Total: int64(total), Free: int64(available)}
+	if last, ok := p.driver.LastScrub(id); ok {
+		s.Stored = last.HeldBytes
+	}
+	return s, true
 }
 
 // Close closes every backend. The driver must not use them any more.

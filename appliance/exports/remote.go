@@ -7,18 +7,19 @@ import (
 	"log/slog"
 	"reflect"
 	"slices"
-	"sync"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
 	"varve/control/peer"
+	"varve/control/properties"
 	"varve/control/state"
 	"varve/control/vdisk"
 )
 
 // Remote is the engine of all volumes: what is about another node's volume is asked of that node. What it says of a volume's size and
-// clients is at most infoEvery old; while it does not answer, what it said last counts.
+// clients is at most infoEvery old (package properties); while it does not answer, what it said last counts.
 //
 //	call: owner of the volume, as this node knows it -> there: wait until its state is as new as the caller's -> its own engine
 //
@@ -32,19 +33,7 @@ type Remote struct {
 	peers   *peer.Peers
 	sync    func(context.Context) error
 	log     *slog.Logger
-	kick    chan struct{}
-
-	mu    sync.Mutex // guards nodes and what is in them; not held over calls
-	nodes map[uuid.UUID]*nodeInfos
-}
-
-// nodeInfos is what a node said of its volumes.
-type nodeInfos struct {
-	byID   map[uuid.UUID]RemoteInfo
-	wanted time.Time     // last time that somebody asked
-	at     time.Time     // when it answered last
-	first  chan struct{} // closed after the first try
-	err    error
+	told    *properties.Cache
 }
 
 // RemoteInfo is what a node says of one of its volumes.
@@ -56,108 +45,78 @@ type RemoteInfo struct {
 }
 
 const (
-	infoEvery   = 2 * time.Second
-	infoForget  = time.Minute
-	infoWait    = 2 * time.Second
-	engineLimit = 1 << 20
-	callInfos   = "engine/infos"
-	callEngine  = "engine/"
+	infoEvery      = 2 * time.Second
+	infoWait       = 4 * time.Second
+	propertyVolume = "volume"
+	engineLimit    = 1 << 20
+	callInfos      = "engine/infos"
+	callEngine     = "engine/"
 )
 
 // NewRemote wires it, and answers the other nodes' calls. sync brings this node's state up to date.
 func NewRemote(e *Engine, peers *peer.Peers, sync func(context.Context) error, log *slog.Logger) *Remote {
-	r := &Remote{Engine: e, store: e.store, node: e.volumes.node, peers: peers, sync: sync, log: log, kick: make(chan struct{}, 1),
-		nodes: make(map[uuid.UUID]*nodeInfos)}
+	r := &Remote{Engine: e, store: e.store, node: e.volumes.node, peers: peers, sync: sync, log: log}
 	r.answer()
 	return r
 }
 
 // NewDistant wires it for a process without an engine: peers reaches the one of this node as well.
 func NewDistant(store *state.Store, node uuid.UUID, peers *peer.Peers, log *slog.Logger) *Remote {
-	return &Remote{store: store, node: node, peers: peers, log: log, kick: make(chan struct{}, 1), nodes: make(map[uuid.UUID]*nodeInfos)}
+	return &Remote{store: store, node: node, peers: peers, log: log}
 }
 
-// Run keeps what is known of other nodes' volumes fresh while somebody asks, until ctx ends.
-func (r *Remote) Run(ctx context.Context) error {
-	tick := time.NewTicker(infoEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-r.kick:
-		case <-tick.C:
-		}
-		r.mu.Lock()
-		var ask []uuid.UUID
-		for node, n := range r.nodes {
-			if time.Since(n.wanted) > infoForget {
-				delete(r.nodes, node)
-				continue
+// Property is what nodes say of their volumes: NODE/VOLUME, as JSON of RemoteInfo.
+func (r *Remote) Property() properties.Property {
+	return properties.Property{Name: propertyVolume, TTL: infoEvery, Timeout: infoWait, Owner: NodeOf,
+		All: func(ctx context.Context, node string) (map[string]json.RawMessage, error) {
+			id, err := uuid.Parse(node)
+			if err != nil {
+				return nil, err
 			}
-			ask = append(ask, node)
-		}
-		r.mu.Unlock()
-		if len(ask) == 0 {
-			continue
-		}
-		for _, a := range peer.Each[map[uuid.UUID]RemoteInfo](ctx, r.peers, ask, callInfos, nil) {
-			r.mu.Lock()
-			if n := r.nodes[a.Node]; n != nil {
-				if n.err = a.Err; a.Err == nil {
-					n.byID, n.at = a.Value, time.Now()
-				}
-				select {
-				case <-n.first:
-				default:
-					close(n.first)
-				}
+			var all map[string]json.RawMessage
+			if err := r.peers.Call(ctx, id, callInfos, nil, &all); err != nil {
+				return nil, err
 			}
-			r.mu.Unlock()
-		}
-	}
+			out := make(map[string]json.RawMessage, len(all))
+			for volume, info := range all {
+				out[node+"/"+volume] = info
+			}
+			return out, nil
+		}}
 }
 
-// Told is what a volume's owner said last, and whether it still answers.
+// Use sets the cache that has Property, before anything is asked of another node.
+func (r *Remote) Use(c *properties.Cache) { r.told = c }
+
+// ObjectOf is the name of what a node says of something, NodeOf the node of such a name.
+func ObjectOf(node, of uuid.UUID) string { return node.String() + "/" + of.String() }
+
+// NodeOf is the node that says something of an object.
+func NodeOf(object string) string {
+	node, _, _ := strings.Cut(object, "/")
+	return node
+}
+
+// Told is what a volume's owner said last; AsOf says when, where it does not answer now. false: nothing is known of it.
 func (r *Remote) Told(node, volume uuid.UUID) (i RemoteInfo, fresh bool) {
-	r.mu.Lock()
-	n := r.nodes[node]
-	if n == nil {
-		n = &nodeInfos{first: make(chan struct{})}
-		r.nodes[node] = n
-		select {
-		case r.kick <- struct{}{}:
-		default:
-		}
+	v := r.told.Get(context.Background(), ObjectOf(node, volume), propertyVolume)
+	if v.Known && !v.Decode(&i) {
+		i = RemoteInfo{}
 	}
-	n.wanted = time.Now()
-	first := n.first
-	r.mu.Unlock()
-	select {
-	case <-first:
-	default:
-		t := time.NewTimer(infoWait)
-		defer t.Stop()
-		select {
-		case <-first:
-		case <-t.C:
-		}
+	if v.Stale {
+		i.AsOf = v.At
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return n.byID[volume], n.err == nil && !n.at.IsZero()
+	return i, !v.Stale && v.Err == ""
 }
 
 // refresh asks for one volume at once, after it was changed.
 func (r *Remote) refresh(ctx context.Context, node uuid.UUID, vol state.Volume) {
-	var i RemoteInfo
+	var i json.RawMessage
 	if err := r.peers.Call(ctx, node, callEngine+"info", engineCall{Volume: vol, Index: r.store.Index()}, &i); err != nil {
 		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if n := r.nodes[node]; n != nil && n.byID != nil {
-		n.byID[vol.ID] = i
+	if err := r.told.Push(ctx, ObjectOf(node, vol.ID), propertyVolume, i); err != nil {
+		r.log.Debug("what a node says of a volume is not kept", "volume", vol.ID, "err", err)
 	}
 }
 

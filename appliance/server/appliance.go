@@ -56,6 +56,7 @@ import (
 	"varve/control/node"
 	"varve/control/peer"
 	"varve/control/pki"
+	"varve/control/properties"
 	"varve/control/raft"
 	"varve/control/secrets"
 	"varve/control/state"
@@ -112,6 +113,9 @@ type base struct {
 	nodes   *node.Controller
 	peers   *peer.Peers // calls of and to other nodes
 	remote  *exports.Remote
+	// properties are what nodes said of themselves and their volumes last; shared is where they are besides this process, or nil.
+	properties *properties.Cache
+	shared     *properties.Memcached
 
 	openBackend exports.OpenBackend
 }
@@ -218,8 +222,11 @@ func (b *base) open(ctx context.Context, guard bool) error {
 	b.metrics.MustRegister(exports.NewS3Metrics(b.pools))
 	b.engine = exports.NewEngine(store, b.volumes)
 	b.remote = exports.NewRemote(b.engine, b.peers, b.raft.Sync, named("peers"))
+	if err := b.openProperties(); err != nil {
+		return err
+	}
 	b.shareSecrets()
-	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Node: b.raft.ID(), Engine: poolsHere{b.pools, b.raft.ID()}, Vault: b.secrets, Log: named("vpool")})
+	b.vpools = vpool.New(vpool.Config{Raft: b.raft, Store: store, Node: b.raft.ID(), Engine: poolsHere{b.pools, b}, Vault: b.secrets, Log: named("vpool")})
 	b.events = events.NewPublisher(b.raft, b.raft.ID(), named("events"))
 	b.vdisks = vdisk.New(vdisk.Config{Emit: b.events.Emit, Raft: b.raft, Store: store, Engine: b.remote, Mine: b.mine, Log: named("vdisk")})
 	b.nodes = node.New(b.raft, store, b.raft.ID())
@@ -268,6 +275,9 @@ func (b *base) close() error {
 	if b.raft != nil {
 		b.handOn()
 		errs = append(errs, b.raft.Close())
+	}
+	if b.shared != nil {
+		errs = append(errs, b.shared.Close())
 	}
 	b.closeNetwork()
 	// Closing a unix socket removes its file, so it must not happen to the next process's: first the doors, then the lock.

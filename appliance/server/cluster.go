@@ -20,6 +20,7 @@ import (
 	"varve/control/replica"
 	"varve/control/secrets"
 	"varve/control/state"
+	"varve/control/vpool"
 )
 
 // network is the node port while it runs.
@@ -290,12 +291,15 @@ func InitCluster(_ context.Context, cfg Config) (st ClusterStatus, err error) {
 // poolsHere gives the driver the backends that this node can reach: other nodes' disks are theirs.
 type poolsHere struct {
 	*exports.Pools
-	self uuid.UUID
+	b *base
 }
+
+// Space implements vpool.Engine.
+func (p poolsHere) Space(id uuid.UUID) (vpool.Space, bool) { return p.b.space(id) }
 
 // AddPool implements vpool.Engine.
 func (p poolsHere) AddPool(ctx context.Context, vp state.VPool) error {
-	if vp.Backend.Node != uuid.Nil && vp.Backend.Node != p.self {
+	if vp.Backend.Node != uuid.Nil && vp.Backend.Node != p.b.raft.ID() {
 		return nil
 	}
 	return p.Pools.AddPool(ctx, vp)
@@ -305,7 +309,7 @@ const poolsEvery = 2 * time.Second
 
 // followPools takes over vPools that other nodes made and gives up those that are gone, until ctx ends.
 func (b *base) followPools(ctx context.Context) error {
-	here := poolsHere{b.pools, b.raft.ID()}
+	here := poolsHere{b.pools, b}
 	known := make(map[uuid.UUID]bool)
 	tick := time.NewTicker(poolsEvery)
 	defer tick.Stop()

@@ -66,6 +66,9 @@ func (a *appliance) wireControl(ctx context.Context) error {
 	a.gateway = newGateway(&a.base)
 	a.shareSecrets()
 	a.remote = exports.NewDistant(store, self, a.peers, a.logOf("peers"))
+	if err := a.openProperties(); err != nil {
+		return err
+	}
 	a.vpools = vpool.New(vpool.Config{Raft: a.raft, Store: store, Node: self, Engine: poolsThere{a.gateway}, Vault: a.secrets, Log: a.logOf("vpool")})
 	a.events = events.NewPublisher(a.raft, self, a.logOf("events"))
 	a.vdisks = vdisk.New(vdisk.Config{Emit: a.events.Emit, Raft: a.raft, Store: store, Engine: a.remote, Log: a.logOf("vdisk")})

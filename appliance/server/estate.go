@@ -41,7 +41,7 @@ const (
 func (e estate) answer() {
 	e.peers.Handle(callHealth, 16, func(ctx context.Context, _ []byte) (any, error) { return e.checks(ctx), nil })
 	e.peers.Handle(callDisks, 16, func(context.Context, []byte) (any, error) { return e.ownDisks() })
-	e.peers.Handle(callBackends, 16, func(ctx context.Context, _ []byte) (any, error) { return e.ownBackends(ctx), nil })
+	e.peers.Handle(callBackends, 16, func(context.Context, []byte) (any, error) { return e.ownBackends(), nil })
 	peer.Handle1(e.peers, callTest, smallCall, func(ctx context.Context, pool uuid.UUID) (any, error) { return e.testHere(ctx, pool) })
 	peer.Handle1(e.peers, callHistory, smallCall, func(_ context.Context, q api.HistoryQuery) (any, error) { return e.ownHistory(q) })
 }
@@ -102,7 +102,7 @@ func (e estate) JoinToken(ctx context.Context, role string, ttl time.Duration) (
 // Health implements api.Appliance.
 func (e estate) Health(ctx context.Context) (v1.Health, error) {
 	out := v1.Health{State: "ok", At: time.Now().UTC(), Checks: []v1.HealthCheck{}, Unreachable: []string{}}
-	for _, a := range peer.Each[[]v1.HealthCheck](ctx, e.peers, e.all(), callHealth, nil) {
+	for _, a := range tellAll[[]v1.HealthCheck](ctx, &e.base, e.all(), callHealth) {
 		if a.Err != nil {
 			name := e.nodeName(a.Node)
 			out.Unreachable = append(out.Unreachable, name)
@@ -135,10 +135,12 @@ func (e estate) Health(ctx context.Context) (v1.Health, error) {
 // Disks implements api.Appliance.
 func (e estate) Disks(ctx context.Context) ([]v1.Disk, error) {
 	var out []v1.Disk
-	for _, a := range peer.Each[[]v1.Disk](ctx, e.peers, e.all(), callDisks, nil) {
+	for _, a := range tellAll[[]v1.Disk](ctx, &e.base, e.all(), callDisks) {
 		if a.Err != nil {
-			e.cfg.Log.Debug("disks of a node are not known", "peer", a.Node, "err", a.Err)
-			continue
+			e.cfg.Log.Debug("disks of a node are as it said last", "peer", a.Node, "err", a.Err)
+			for i := range a.Value {
+				a.Value[i].AsOf = sinceTime(a.At)
+			}
 		}
 		out = append(out, a.Value...)
 	}
@@ -189,21 +191,36 @@ const diskFull = 0.05
 // Backends implements api.Appliance: what this node cannot say of one, the node says that has it.
 func (e estate) Backends(ctx context.Context) ([]v1.Backend, error) {
 	known := make(map[uuid.UUID]v1.Backend)
-	for _, a := range peer.Each[[]v1.Backend](ctx, e.peers, e.all(), callBackends, nil) {
-		for _, b := range a.Value {
-			have, ok := known[b.ID]
-			switch {
-			case !ok:
-				known[b.ID] = b
-				continue
-			case have.State == "unknown" || b.State == "failing" && have.State == "ok":
-				b.Pending += have.Pending
-				have = b
-			default:
-				have.Pending += b.Pending
+	var said []v1.Backend
+	if err := e.peers.Call(ctx, e.raft.ID(), callBackends, nil, &said); err != nil { // the gateway of this node is away
+		e.cfg.Log.Debug("backends are as they were said last", "err", err)
+	}
+	ask := e.others()
+	if len(said) == 0 {
+		ask = e.all()
+	}
+	for _, p := range e.raft.State().View().VPools() {
+		for _, node := range ask {
+			if b, ok := e.backendAt(ctx, node, p.ID); ok {
+				said = append(said, b)
 			}
-			known[b.ID] = have
 		}
+	}
+	for _, b := range said {
+		have, ok := known[b.ID]
+		switch {
+		case !ok:
+			known[b.ID] = b
+			continue
+		case have.State == "unknown" || b.State == "failing" && have.State == "ok":
+			b.Pending += have.Pending
+			b.Stored += have.Stored
+			have = b
+		default:
+			have.Pending += b.Pending
+			have.Stored += b.Stored
+		}
+		known[b.ID] = have
 	}
 	out := make([]v1.Backend, 0, len(known))
 	for _, b := range known {
@@ -213,7 +230,16 @@ func (e estate) Backends(ctx context.Context) ([]v1.Backend, error) {
 	return out, nil
 }
 
-func (e estate) ownBackends(ctx context.Context) []v1.Backend {
+// sinceTime is nil for the zero time.
+func sinceTime(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+func (e estate) ownBackends() []v1.Backend {
 	view := e.raft.State().View()
 	pending := make(map[uuid.UUID]int64)
 	for _, p := range view.VPools() {
@@ -224,9 +250,10 @@ func (e estate) ownBackends(ctx context.Context) []v1.Backend {
 		}
 	}
 	out := []v1.Backend{}
-	for _, p := range e.vpools.List(ctx) {
-		b := v1.Backend{VPool: p.Name, ID: p.ID, Kind: p.Backend.Kind, URL: vpool.URL(p.Backend), State: "ok", Total: v1.Size(p.Space.Total),
-			Free: v1.Size(p.Space.Free), Stored: v1.Size(p.Space.Stored), Pending: v1.Size(pending[p.ID]), Encrypted: p.Encrypted,
+	for _, p := range view.VPools() {
+		space, _ := e.spaceHere(p.ID)
+		b := v1.Backend{VPool: p.Name, ID: p.ID, Kind: p.Backend.Kind, URL: vpool.URL(p.Backend), State: "ok", Total: v1.Size(space.Total),
+			Free: v1.Size(space.Free), Stored: v1.Size(space.Stored), Pending: v1.Size(pending[p.ID]), Encrypted: p.Encrypted,
 			Compression: cmp.Or(p.Compression, "none"), Findings: make(map[string]string, len(p.Findings))}
 		for _, f := range p.Findings {
 			b.Findings[f.Check] = f.Found
@@ -282,6 +309,7 @@ func (e estate) Protection(context.Context) ([]v1.Protection, error) {
 			if owner != uuid.Nil {
 				one.Owner = e.nodeName(owner)
 			}
+			one.AsOf = sinceTime(i.AsOf)
 			out = append(out, one)
 		}
 	}

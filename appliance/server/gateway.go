@@ -46,10 +46,9 @@ const (
 
 // gatewayReport is what the gateway says of itself.
 type gatewayReport struct {
-	NotReady string                    `json:"not_ready,omitempty"`
-	Status   v1.Status                 `json:"status"` // Log, Services and Problems
-	Spaces   map[uuid.UUID]vpool.Space `json:"spaces"`
-	Doors    exportDoors               `json:"doors"`
+	NotReady string      `json:"not_ready,omitempty"`
+	Status   v1.Status   `json:"status"` // Log, Services and Problems
+	Doors    exportDoors `json:"doors"`
 }
 
 // gatewayCall is what any of the calls takes.
@@ -125,7 +124,7 @@ func (a *appliance) serveControl(ctx context.Context) error {
 		})
 	}
 	nothing := func(err error) (any, error) { return struct{}{}, err }
-	here := poolsHere{a.pools, a.raft.ID()}
+	here := poolsHere{a.pools, &a.base}
 	tried := func(p vpool.Probe, err error) (any, error) {
 		out := backendAnswer{Probe: p}
 		out.fill(err)
@@ -185,16 +184,11 @@ func (a *appliance) serveControl(ctx context.Context) error {
 
 // report is what this data path says of itself.
 func (a *appliance) report(ctx context.Context) gatewayReport {
-	r := gatewayReport{Spaces: make(map[uuid.UUID]vpool.Space), Doors: a.exportDoors()}
+	r := gatewayReport{Doors: a.exportDoors()}
 	if err := a.notReady(); err != nil {
 		r.NotReady = err.Error()
 	}
 	a.status(ctx, &r.Status)
-	for _, p := range a.raft.State().View().VPools() {
-		if s, ok := a.pools.Space(p.ID); ok {
-			r.Spaces[p.ID] = s
-		}
-	}
 	return r
 }
 
@@ -352,7 +346,7 @@ func (g poolsThere) Rekey(context.Context, uuid.UUID, func(done, total int64)) e
 // AddPool implements vpool.Engine. While the gateway is away it is done already: it takes all vPools when it starts.
 func (g poolsThere) AddPool(ctx context.Context, p state.VPool) error {
 	_, err := g.try(ctx, "pool/add", gatewayCall{Pool: p.ID})
-	g.refresh(ctx) // with its room
+	g.b.properties.Renew(ctx, propertyBackend, g.b.raft.ID().String()) // with its room
 	return away(err)
 }
 
@@ -372,9 +366,7 @@ func away(err error) error {
 
 // Space implements vpool.Engine.
 func (g poolsThere) Space(id uuid.UUID) (vpool.Space, bool) {
-	h, err := g.heard()
-	s, ok := h.Spaces[id]
-	return s, ok && err == nil
+	return g.b.space(id)
 }
 
 // filesThere are small files, through the gateway.

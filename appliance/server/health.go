@@ -167,7 +167,7 @@ func (e estate) volumeChecks(f *findings) {
 }
 
 func (e estate) backendChecks(ctx context.Context, f *findings) {
-	for _, b := range e.ownBackends(ctx) {
+	for _, b := range e.ownBackends() {
 		object := "vpool " + b.VPool
 		switch b.State {
 		case "unknown":

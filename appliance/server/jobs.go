@@ -16,7 +16,6 @@ import (
 	"varve/control/jobs"
 	"varve/control/leader"
 	"varve/control/policy"
-	"varve/control/properties"
 	"varve/control/schedule"
 	"varve/control/state"
 	"varve/control/upkeep"
@@ -24,20 +23,14 @@ import (
 
 // automation is what the appliance does by itself: tasks, schedules, events and where they are sent.
 type automation struct {
-	types      jobs.Types
-	broker     *jobs.Broker
-	worker     *jobs.Worker
-	schedules  *schedule.Dispatcher
-	policies   *policy.Controller
-	sinks      *events.Sinks
-	upkeep     *upkeep.Upkeep
-	properties *properties.Cache
-	shared     *properties.Memcached // nil: in process alone
+	types     jobs.Types
+	broker    *jobs.Broker
+	worker    *jobs.Worker
+	schedules *schedule.Dispatcher
+	policies  *policy.Controller
+	sinks     *events.Sinks
+	upkeep    *upkeep.Upkeep
 }
-
-// MemcachedKey is the config key with the memcached servers of the property cache, "host:port host:port"; it counts from the
-// next start on.
-const MemcachedKey = "properties.memcached"
 
 // newAutomation wires it and starts nothing. more are the types of task that others bring.
 func (a *appliance) newAutomation(more ...jobs.Type) error {
@@ -65,14 +58,6 @@ func (a *appliance) newAutomation(more ...jobs.Type) error {
 			return t.Spec(object, by, args)
 		}})
 	m.policies = &policy.Controller{Raft: a.raft, Store: store}
-	if k, err := store.View().Config(MemcachedKey); err == nil && k.Value != "" {
-		if m.shared, err = properties.NewMemcached(a.raft.Cluster().String(), splitFields(k.Value)...); err != nil {
-			log("properties").Warn("memcached is not used", "err", err)
-		}
-	}
-	if m.properties, err = a.newProperties(m.shared); err != nil {
-		return err
-	}
 	a.automation = m
 	return nil
 }
@@ -83,51 +68,6 @@ func (a *appliance) renew(ctx context.Context) error {
 		return nil
 	}
 	return a.tls.Renew(ctx)
-}
-
-const statsTTL = 5 * time.Second
-
-// newProperties wires the dynamic properties of objects.
-func (a *appliance) newProperties(shared *properties.Memcached) (*properties.Cache, error) {
-	volume := properties.Property{Name: "volume", TTL: statsTTL, Owner: func(id string) string {
-		if v, err := a.raft.State().View().Volume(parseID(id)); err == nil {
-			return v.Owner.String()
-		}
-		return ""
-	}, Fetch: func(_ context.Context, id string) (json.RawMessage, error) {
-		vol, err := a.raft.State().View().Volume(parseID(id))
-		if err != nil {
-			return nil, err
-		}
-		if vol.Owner != uuid.Nil && vol.Owner != a.raft.ID() {
-			return nil, fmt.Errorf("volume %s is owned by node %s", id, vol.Owner)
-		}
-		i, ok := a.engine.Info(vol.ID)
-		if !ok {
-			i.Size = vol.Size // nothing was ever written: the engine has not made it yet
-		}
-		b, err := json.Marshal(volumeProperties{Size: i.Size, Used: i.Used, Pending: i.Pending, Open: i.Open, Clients: a.engine.Clients(vol.ID),
-			Template: i.Template})
-		if err != nil {
-			return nil, fmt.Errorf("properties of volume %s: %w", id, err)
-		}
-		return b, nil
-	}}
-	var store properties.Store
-	if shared != nil {
-		store = shared
-	}
-	return properties.New([]properties.Property{volume}, store, a.logOf("properties"))
-}
-
-// volumeProperties is what a volume's owner says of it.
-type volumeProperties struct {
-	Size     int64 `json:"size"`
-	Used     int64 `json:"used"`
-	Pending  int64 `json:"pending"`
-	Open     bool  `json:"open"`
-	Clients  int   `json:"clients"`
-	Template bool  `json:"template,omitempty"`
 }
 
 // lead starts what the control unit does of it; the leader's duties run where this node leads.
@@ -148,12 +88,6 @@ func (m *automation) lead(ctx context.Context, g *errgroup.Group, a *appliance) 
 func (m *automation) run(ctx context.Context, g *errgroup.Group, a *appliance) {
 	g.Go(func() error { return named("events", a.events.Run(ctx)) })
 	g.Go(func() error { return named("tasks", m.worker.Run(ctx)) })
-	if m.shared != nil {
-		g.Go(func() error {
-			<-ctx.Done()
-			return m.shared.Close()
-		})
-	}
 	g.Go(func() error { return a.watchBackends(ctx) })
 	g.Go(func() error { return named("policies", a.volumes.FollowPolicies(ctx, a.logOf("policy"))) })
 	a.events.Emit(events.UpAndRunning, events.TopicNode, a.raft.ID().String(), map[string]string{"version": a.cfg.Version})
@@ -226,17 +160,4 @@ func shortText(s string) string {
 		s = s[:most] + "…"
 	}
 	return strings.ToValidUTF8(s, "\uFFFD")
-}
-
-func splitFields(s string) []string {
-	return strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r == ',' })
-}
-
-// parseID is uuid.Nil for what is no id, which no object has.
-func parseID(s string) uuid.UUID {
-	id, err := uuid.Parse(s)
-	if err != nil {
-		return uuid.Nil
-	}
-	return id
 }

@@ -176,7 +176,7 @@ func (b *base) runDial(ctx context.Context) error {
 func (b *base) runPeers(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return b.peers.Run(ctx) })
-	g.Go(func() error { return b.remote.Run(ctx) })
+	g.Go(func() error { return b.properties.Run(ctx) })
 	g.Go(func() error { return b.followSecrets(ctx) })
 	if b.cfg.Unit == UnitGateway {
 		ln, err := api.ListenUnix(filepath.Join(b.cfg.Data, peerSocketName))

@@ -184,7 +184,7 @@ func (e estate) Updates(ctx context.Context) (v1.Updates, error) {
 	for _, n := range nodes {
 		ask = append(ask, n.ID)
 	}
-	for i, a := range peer.Each[updateState](ctx, e.peers, ask, callUpdateHeld, nil) {
+	for i, a := range tellAll[updateState](ctx, &e.base, ask, callUpdateHeld) {
 		n := nodes[i]
 		one := v1.UpdateNode{Name: n.Name, ID: n.ID, Version: n.Version}
 		if a.Err != nil {

@@ -315,7 +315,9 @@ func Take(dir string, in io.Reader, keys []ed25519.PublicKey) (h Holding, err er
 	if err := hasRoom(dir, h.Root.Size); err != nil {
 		return h, err
 	}
-	if _, err := io.Copy(io.Discard, root); err != nil {
+	if _, err := io.Copy(io.Discard, root); errors.Is(err, io.ErrUnexpectedEOF) {
+		return h, fmt.Errorf("%w: it ends too early", ErrDamaged)
+	} else if err != nil {
 		return h, fmt.Errorf("read the bundle: %w", err)
 	}
 	if err := root.Whole(); err != nil {

@@ -211,37 +211,30 @@ func (s *Server) ownedBy(node uuid.UUID) (n int, names []string) {
 	return n, names
 }
 
-func (a customerAPI) ListDisks(ctx context.Context, _ v1.ListDisksRequestObject) (v1.ListDisksResponseObject, error) {
-	of, err := a.appliance()
-	if err != nil {
-		return nil, err
-	}
-	all, err := of.Disks(ctx)
-	if err != nil {
-		return nil, err
-	}
-	page, err := listPage(ctx, all, func(d v1.Disk) string { return d.ID })
-	return v1.ListDisks200JSONResponse{Items: page.items, Next: page.next, Count: page.count}, err
-}
-
-// backends are those that the caller may see.
-func (s *Server) backends(ctx context.Context) ([]v1.Backend, error) {
+// shown is a page of what the appliance tells of things, those on vPools that the caller may see; vpool is nil where they are on none.
+func shown[T any](ctx context.Context, s *Server, tell func(Appliance, context.Context) ([]T, error), vpool, id func(T) string) (page[T], error) {
 	of, err := s.appliance()
 	if err != nil {
-		return nil, err
+		return page[T]{}, err
 	}
-	all, err := of.Backends(ctx)
-	who := callOf(ctx).who
-	return slices.DeleteFunc(all, func(b v1.Backend) bool { return !who.Sees(b.VPool) }), err
+	all, err := tell(of, ctx)
+	if err != nil {
+		return page[T]{}, err
+	}
+	if who := callOf(ctx).who; vpool != nil {
+		all = slices.DeleteFunc(all, func(one T) bool { return !who.Sees(vpool(one)) })
+	}
+	return listPage(ctx, all, id)
+}
+
+func (a customerAPI) ListDisks(ctx context.Context, _ v1.ListDisksRequestObject) (v1.ListDisksResponseObject, error) {
+	p, err := shown(ctx, a.Server, Appliance.Disks, nil, func(d v1.Disk) string { return d.ID })
+	return v1.ListDisks200JSONResponse{Items: p.items, Next: p.next, Count: p.count}, err
 }
 
 func (a customerAPI) ListBackends(ctx context.Context, _ v1.ListBackendsRequestObject) (v1.ListBackendsResponseObject, error) {
-	all, err := a.backends(ctx)
-	if err != nil {
-		return nil, err
-	}
-	page, err := listPage(ctx, all, func(b v1.Backend) string { return b.ID.String() })
-	return v1.ListBackends200JSONResponse{Items: page.items, Next: page.next, Count: page.count}, err
+	p, err := shown(ctx, a.Server, Appliance.Backends, func(b v1.Backend) string { return b.VPool }, func(b v1.Backend) string { return b.ID.String() })
+	return v1.ListBackends200JSONResponse{Items: p.items, Next: p.next, Count: p.count}, err
 }
 
 func (a customerAPI) GetBackend(ctx context.Context, r v1.GetBackendRequestObject) (v1.GetBackendResponseObject, error) {
@@ -249,7 +242,11 @@ func (a customerAPI) GetBackend(ctx context.Context, r v1.GetBackendRequestObjec
 	if err != nil {
 		return nil, err
 	}
-	all, err := a.backends(ctx)
+	of, err := a.appliance()
+	if err != nil {
+		return nil, err
+	}
+	all, err := of.Backends(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -287,33 +284,13 @@ func (a customerAPI) GetHealth(ctx context.Context, _ v1.GetHealthRequestObject)
 }
 
 func (a customerAPI) ListProtection(ctx context.Context, _ v1.ListProtectionRequestObject) (v1.ListProtectionResponseObject, error) {
-	of, err := a.appliance()
-	if err != nil {
-		return nil, err
-	}
-	all, err := of.Protection(ctx)
-	if err != nil {
-		return nil, err
-	}
-	who := callOf(ctx).who
-	all = slices.DeleteFunc(all, func(p v1.Protection) bool { return !who.Sees(p.VPool) })
-	page, err := listPage(ctx, all, func(p v1.Protection) string { return p.ID.String() })
-	return v1.ListProtection200JSONResponse{Items: page.items, Next: page.next, Count: page.count}, err
+	p, err := shown(ctx, a.Server, Appliance.Protection, func(p v1.Protection) string { return p.VPool }, func(p v1.Protection) string { return p.ID.String() })
+	return v1.ListProtection200JSONResponse{Items: p.items, Next: p.next, Count: p.count}, err
 }
 
 func (a customerAPI) ListCapacity(ctx context.Context, _ v1.ListCapacityRequestObject) (v1.ListCapacityResponseObject, error) {
-	of, err := a.appliance()
-	if err != nil {
-		return nil, err
-	}
-	all, err := of.Capacity(ctx)
-	if err != nil {
-		return nil, err
-	}
-	who := callOf(ctx).who
-	all = slices.DeleteFunc(all, func(c v1.Capacity) bool { return !who.Sees(c.VPool) })
-	page, err := listPage(ctx, all, func(c v1.Capacity) string { return c.ID.String() })
-	return v1.ListCapacity200JSONResponse{Items: page.items, Next: page.next, Count: page.count}, err
+	p, err := shown(ctx, a.Server, Appliance.Capacity, func(c v1.Capacity) string { return c.VPool }, func(c v1.Capacity) string { return c.ID.String() })
+	return v1.ListCapacity200JSONResponse{Items: p.items, Next: p.next, Count: p.count}, err
 }
 
 const (

@@ -15,7 +15,9 @@ import (
 
 	v1 "varve/control/api/customer"
 	"varve/control/bytesize"
+	"varve/control/schedule"
 	"varve/control/state"
+	"varve/control/upkeep"
 	"varve/control/vdisk"
 	"varve/control/vpool"
 )
@@ -185,6 +187,49 @@ func (a customerAPI) RotateVPoolKeys(ctx context.Context, r v1.RotateVPoolKeysRe
 		}
 	}
 	return v1.RotateVPoolKeys202JSONResponse{Body: here, Headers: v1.RotateVPoolKeys202ResponseHeaders{Location: location("tasks", here.ID.String())}}, nil
+}
+
+// VerifyVPool is a task on every node that has objects of the vPool.
+func (a customerAPI) VerifyVPool(ctx context.Context, r v1.VerifyVPoolRequestObject) (v1.VerifyVPoolResponseObject, error) {
+	name, err := a.vpoolName(ctx, r.Vpool)
+	if err != nil {
+		return nil, err
+	}
+	p, err := a.cfg.VPools.Get(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	about(ctx, "vpool "+name)
+	if r.Params.DryRun {
+		return nil, wouldDo("reads all that vPool "+name+" stores, and compares checksums", []string{"nothing is changed; it takes reads of its backend"}, nil, nil, "")
+	}
+	nodes := []uuid.UUID{p.Backend.Node}
+	if p.Backend.Node == uuid.Nil {
+		nodes = nil
+		self, err := a.cfg.Nodes.Self()
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range a.cfg.Nodes.List() {
+			switch {
+			case n.ID == self.ID:
+				nodes = slices.Insert(nodes, 0, n.ID)
+			case !n.Offline:
+				nodes = append(nodes, n.ID)
+			}
+		}
+	}
+	var first v1.Task
+	for i, node := range nodes {
+		task, err := a.submitAt(ctx, node, upkeep.VerifyTask, "vpool "+name, schedule.Args{Only: p.ID})
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			first = task
+		}
+	}
+	return v1.VerifyVPool202JSONResponse{Body: first, Headers: v1.VerifyVPool202ResponseHeaders{Location: location("tasks", first.ID.String())}}, nil
 }
 
 func (a customerAPI) DeleteVPool(ctx context.Context, r v1.DeleteVPoolRequestObject) (v1.DeleteVPoolResponseObject, error) {
@@ -476,7 +521,16 @@ func toVPool(p vpool.VPool) v1.VPool {
 	return v1.VPool{Name: p.Name, ID: p.ID, Backend: vpool.URL(p.Backend), Clients: clients, Class: p.Class,
 		Compression: cmp.Or(p.Compression, "none"), Encrypted: p.Encrypted,
 		VDisks: p.Disks, Files: p.Files, Deleting: p.Deleting, Total: v1.Size(p.Space.Total), Free: v1.Size(p.Space.Free),
-		Stored: v1.Size(p.Space.Stored), Findings: findings(p.Findings), Created: utc(p.Created), Rev: p.Rev}
+		Stored: v1.Size(p.Space.Stored), Findings: findings(p.Findings), Created: utc(p.Created), Rev: p.Rev, AsOf: since(p.Space.AsOf)}
+}
+
+// since is nil for the zero time.
+func since(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
 }
 
 func findings(list []state.Finding) map[string]string {
@@ -506,7 +560,7 @@ func toVDisk(d vdisk.VDisk, n naming) v1.VDisk {
 		Size: v1.Size(d.Info.Size), Used: v1.Size(d.Info.Used), Owner: n.nodes[d.Volume.Owner], Parent: n.parent(d.Volume),
 		State: string(d.Volume.State), Template: d.Info.Template, Class: d.Pool.Class, Epoch: d.Volume.Epoch, Open: d.Info.Open, Clients: d.Clients,
 		Pending: v1.Size(d.Info.Pending), Created: utc(d.Volume.Created), Modified: d.Info.Modified.UTC(),
-		Rev: max(d.Volume.Rev, d.Inode.Rev)}
+		Rev: max(d.Volume.Rev, d.Inode.Rev), AsOf: since(d.Info.AsOf)}
 }
 
 func (s *Server) toNode(n state.Node) v1.Node {

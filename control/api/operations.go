@@ -184,7 +184,7 @@ func (s *Server) lacks(o operation) bool {
 	case "mount":
 		return s.cfg.Mounts == nil
 	}
-	return slices.Contains([]string{"createFromTemplate", "flattenVDisk", "rewindVDisk", "rotateVPoolKeys"}, o.ID) && s.cfg.Tasks == nil || strings.HasSuffix(o.ID, "Sink") && s.cfg.Sinks == nil ||
+	return slices.Contains([]string{"createFromTemplate", "flattenVDisk", "rewindVDisk", "rotateVPoolKeys", "verifyVPool"}, o.ID) && s.cfg.Tasks == nil || strings.HasSuffix(o.ID, "Sink") && s.cfg.Sinks == nil ||
 		o.ID == "listSinks" && s.cfg.Sinks == nil
 }
 

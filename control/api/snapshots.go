@@ -406,16 +406,24 @@ func (n naming) parent(vol state.Volume) string {
 	return pool.Name + "/" + strings.TrimPrefix(disk, "/") + "@" + vol.Parent.Snapshot.String()
 }
 
-// FlattenVDisk is a task: it copies what the clone has inherited.
-func (a customerAPI) FlattenVDisk(ctx context.Context, r v1.FlattenVDiskRequestObject) (v1.FlattenVDiskResponseObject, error) {
-	d, err := a.vdisk(ctx, r.Vdisk)
-	if err != nil {
-		return nil, err
+// cloned finds a vDisk that is a clone, and says which it is for the audit log.
+func (s *Server) cloned(ctx context.Context, given string) (d vdisk.VDisk, name string, err error) {
+	if d, err = s.vdisk(ctx, given); err != nil {
+		return d, "", err
 	}
-	name := d.FullName()
+	name = d.FullName()
 	about(ctx, "vdisk "+name)
 	if d.Volume.Parent == nil {
-		return nil, &state.Error{Err: state.ErrConflict, Object: "vdisk " + name, Detail: "is no clone", Remedy: "there is nothing to do"}
+		err = &state.Error{Err: state.ErrConflict, Object: "vdisk " + name, Detail: "is no clone", Remedy: "there is nothing to do"}
+	}
+	return d, name, err
+}
+
+// FlattenVDisk is a task: it copies what the clone has inherited.
+func (a customerAPI) FlattenVDisk(ctx context.Context, r v1.FlattenVDiskRequestObject) (v1.FlattenVDiskResponseObject, error) {
+	d, name, err := a.cloned(ctx, r.Vdisk)
+	if err != nil {
+		return nil, err
 	}
 	if r.Params.DryRun {
 		return nil, wouldDo("copies what vDisk "+name+" shares with its parent", []string{"it takes up to " + bytesize.Format(d.Info.Used) + " of its own then",
@@ -429,20 +437,15 @@ func (a customerAPI) FlattenVDisk(ctx context.Context, r v1.FlattenVDiskRequestO
 }
 
 func (a customerAPI) PromoteVDisk(ctx context.Context, r v1.PromoteVDiskRequestObject) (v1.PromoteVDiskResponseObject, error) {
-	d, err := a.vdisk(ctx, r.Vdisk)
+	_, name, err := a.cloned(ctx, r.Vdisk)
 	if err != nil {
 		return nil, err
-	}
-	name := d.FullName()
-	about(ctx, "vdisk "+name)
-	if d.Volume.Parent == nil {
-		return nil, &state.Error{Err: state.ErrConflict, Object: "vdisk " + name, Detail: "is no clone", Remedy: "there is nothing to take over"}
 	}
 	if r.Params.DryRun {
 		return nil, wouldDo("gives vDisk "+name+" the snapshots that it shares with its parent", []string{"the parent is a clone of it then",
 			"the parent can be deleted, if nothing else needs it", "nothing is copied"}, nil, nil, "")
 	}
-	d, err = a.cfg.VDisks.Promote(ctx, name)
+	d, err := a.cfg.VDisks.Promote(ctx, name)
 	return v1.PromoteVDisk200JSONResponse(toVDisk(d, a.naming())), err
 }
 

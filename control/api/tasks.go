@@ -6,18 +6,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
 	v1 "varve/control/api/customer"
-	"varve/control/auth"
 	"varve/control/events"
 	"varve/control/jobs"
 	"varve/control/state"
@@ -214,133 +211,45 @@ func (a customerAPI) ListEvents(ctx context.Context, r v1.ListEventsRequestObjec
 	return v1.ListEvents200JSONResponse{Items: page.items, Next: page.next, Count: page.count}, err
 }
 
-// Limits of streams.
-const (
-	streamsMax     = 256
-	streamsEachMax = 16
-	heartbeatEvery = 15 * time.Second
-	rightsEvery    = 5 * time.Second
-	streamWrite    = 20 * time.Second
-)
-
-// streams counts open event streams by caller.
-type streams struct {
-	// mu guards by and all.
-	mu  sync.Mutex
-	by  map[string]int
-	all int
-}
-
-func (s *streams) enter(who string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.all >= streamsMax || s.by[who] >= streamsEachMax {
-		return false
-	}
-	if s.by == nil {
-		s.by = make(map[string]int)
-	}
-	s.by[who]++
-	s.all++
-	return true
-}
-
-func (s *streams) leave(who string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.all--
-	if s.by[who]--; s.by[who] == 0 {
-		delete(s.by, who)
-	}
-}
-
 // StreamEvents sends events as they come, first those after the one that the caller saw last. It ends when the caller's rights do.
 func (a customerAPI) StreamEvents(ctx context.Context, r v1.StreamEventsRequestObject) (v1.StreamEventsResponseObject, error) {
-	c := callOf(ctx)
-	after := a.cfg.Store.View().EventsLast()
-	if r.Params.Since != nil {
-		after = uint64(*r.Params.Since)
-	}
-	if r.Params.LastEventID != "" {
-		seen, err := strconv.ParseUint(r.Params.LastEventID, 10, 64)
-		if err != nil {
-			return nil, refuse(http.StatusBadRequest, "invalid", "Last-Event-ID is no event of this stream", "leave it out")
-		}
-		after = seen
-	}
-	if !a.streams.enter(c.who.Who()) {
-		return nil, refuse(http.StatusTooManyRequests, "rate_limited", "too many event streams are open", "close some")
+	after, err := resume(a.cfg.Store.View().EventsLast(), r.Params.Since, r.Params.LastEventID)
+	if err != nil {
+		return nil, err
 	}
 	f := events.Filter{Topics: commaList(r.Params.Topic), Types: commaList(r.Params.Type), Key: r.Params.Key}
-	return &eventStream{ctx: ctx, server: a.Server, who: c.who, sub: events.Subscribe(a.cfg.Store, f, after)}, nil
+	sub := events.Subscribe(a.cfg.Store, f, after)
+	s, err := a.stream(ctx, "", func(b *bytes.Buffer) error { return nextEvents(ctx, sub, b) })
+	return eventStream{s}, err
 }
 
-// eventStream is an answer that goes on.
-type eventStream struct {
-	ctx    context.Context // of the request, which the answer is part of
-	server *Server
-	who    auth.Principal
-	sub    *events.Subscription
-}
+type eventStream struct{ *feed }
 
 // VisitStreamEventsResponse implements the generated interface.
-func (e *eventStream) VisitStreamEventsResponse(w http.ResponseWriter) error {
-	defer e.server.streams.leave(e.who.Who())
-	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("X-Accel-Buffering", "no")
-	w.WriteHeader(http.StatusOK)
-	rc := http.NewResponseController(w)
-	send := func(b []byte) error {
-		if err := rc.SetWriteDeadline(time.Now().Add(streamWrite)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-			return err
-		}
-		if _, err := w.Write(b); err != nil {
-			return err
-		}
-		return rc.Flush()
+func (e eventStream) VisitStreamEventsResponse(w http.ResponseWriter) error { return e.write(w) }
+
+// nextEvents waits for events, for a while.
+func nextEvents(ctx context.Context, sub *events.Subscription, b *bytes.Buffer) error {
+	wait, cancel := context.WithTimeout(ctx, rightsEvery)
+	defer cancel()
+	batch, err := sub.Next(wait)
+	var missed *events.MissedError
+	switch {
+	case errors.As(err, &missed):
+		fmt.Fprintf(b, "event: gap\ndata: {\"from\":%d}\n\n", missed.From)
+	case errors.Is(err, context.DeadlineExceeded):
+	case err != nil:
+		return errStreamOver
 	}
-	if send([]byte("retry: 2000\n\n")) != nil {
-		return nil
-	}
-	beat := time.Now()
-	for e.ctx.Err() == nil && e.server.serving() && e.server.auth.Still(e.who) {
-		wait, cancel := context.WithTimeout(e.ctx, rightsEvery)
-		batch, err := e.sub.Next(wait)
-		cancel()
-		var b bytes.Buffer
-		var missed *events.MissedError
-		switch {
-		case errors.As(err, &missed):
-			fmt.Fprintf(&b, "event: gap\ndata: {\"from\":%d}\n\n", missed.From)
-		case errors.Is(err, context.DeadlineExceeded):
-		case err != nil:
-			return nil
+	for _, ev := range batch {
+		e := toEvent(ev)
+		data, err := json.Marshal(e)
+		if err != nil {
+			return fmt.Errorf("event %d: %w", e.Seq, err)
 		}
-		for _, ev := range batch {
-			if err := writeEvent(&b, toEvent(ev)); err != nil {
-				return err
-			}
-		}
-		if b.Len() == 0 && time.Since(beat) >= heartbeatEvery {
-			b.WriteString(": alive\n\n")
-		}
-		if b.Len() > 0 {
-			beat = time.Now()
-			if send(b.Bytes()) != nil {
-				return nil // the caller is gone
-			}
-		}
+		fmt.Fprintf(b, "id: %d\nevent: %s\ndata: %s\n\n", e.Seq, e.Type, data)
 	}
 	return nil
-}
-
-func writeEvent(w io.Writer, e v1.Event) error {
-	data, err := json.Marshal(e)
-	if err != nil {
-		return fmt.Errorf("event %d: %w", e.Seq, err)
-	}
-	_, err = fmt.Fprintf(w, "id: %d\nevent: %s\ndata: %s\n\n", e.Seq, e.Type, data)
-	return err
 }
 
 var _ Tasks = (*jobs.Broker)(nil)

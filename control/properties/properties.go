@@ -118,6 +118,7 @@ type Cache struct {
 type owner struct {
 	prop   Property
 	name   string
+	since  time.Time // when the first one looked
 	wanted time.Time
 	next   time.Time     // when to ask again
 	at     time.Time     // of its last answer
@@ -288,7 +289,7 @@ func (c *Cache) look(ctx context.Context, p Property, object, key string) Value 
 			c.mu.Unlock()
 			return Value{Err: "too many owners are looked at"}
 		}
-		o = &owner{prop: p, name: name, first: make(chan struct{})}
+		o = &owner{prop: p, name: name, since: c.now(), first: make(chan struct{})}
 		c.kept[p.Name+"/"+name] = o
 	}
 	o.wanted = c.now()
@@ -308,7 +309,7 @@ func (c *Cache) look(ctx context.Context, p Property, object, key string) Value 
 			if known {
 				wait = min(wait, knownWait)
 			}
-			t := time.NewTimer(wait)
+			t := time.NewTimer(wait - c.now().Sub(o.since)) // of all who look, counted once
 			select {
 			case <-o.first:
 			case <-ctx.Done():

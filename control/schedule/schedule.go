@@ -23,6 +23,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/robfig/cron/v3"
 
 	"varve/control/policy"
@@ -175,6 +176,8 @@ type Args struct {
 	Scope    state.Ref `json:"scope"`
 	// Due is the time it was scheduled for.
 	Due state.Time `json:"due"`
+	// Only is the one vPool that somebody asked for, whatever the schedules.
+	Only uuid.UUID `json:"only,omitzero"`
 }
 
 // Setting is what holds for an entry on a scope.

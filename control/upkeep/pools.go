@@ -27,6 +27,10 @@ func (u *Upkeep) pools(r *jobs.Run) (*state.View, []state.VPool, schedule.Args, 
 	}
 	v := u.cfg.Store.View()
 	var out []state.VPool
+	if args.Only != uuid.Nil {
+		p, err := v.VPoolByID(args.Only)
+		return v, []state.VPool{p}, args, err
+	}
 	for _, p := range v.VPools() {
 		at := state.ScopeOfCluster()
 		if _, own := v.Schedule(args.Schedule, state.Ref{Kind: state.ScopeVPool, ID: p.ID}); own {
@@ -106,7 +110,7 @@ func (u *Upkeep) verify(ctx context.Context, r *jobs.Run) error {
 	due := time.Unix(0, int64(args.Due))
 	var pools []state.VPool
 	for _, p := range all {
-		if turn(p.ID, policy.OfVPool(v, p.ID).VerifyDays.Value, due) {
+		if args.Only == p.ID || turn(p.ID, policy.OfVPool(v, p.ID).VerifyDays.Value, due) {
 			pools = append(pools, p)
 		}
 	}

@@ -11,6 +11,7 @@
 //	snapshot.retention  -> retention.node     retention.Plan by each vDisk's policy, removed oldest first
 //	vpool.scrub         -> scrub.node         one pass per vPool down to the policy's space overhead
 //	vpool.verify        -> verify.node        each vPool's turn comes once in the policy's days
+//	vpool.verify.now                          one vPool, when somebody asks
 //	cluster.orphans     -> audit.node         the backend's list against the volumes
 //	cluster.health      -> health.node        local checks -> alerts
 //	cluster.reality     -> reality.node       the state's volumes against the engine's -> alerts
@@ -128,6 +129,9 @@ const (
 	failuresNamed = 5
 )
 
+// VerifyTask reads all checksums of the vPool that its arguments name alone (schedule.Args, Only), as far as they are its node's.
+const VerifyTask = "vpool.verify.now"
+
 // Types are the types of task that upkeep does.
 func (u *Upkeep) Types() []jobs.Type {
 	parent := func(name, title, child, consequence string) jobs.Type {
@@ -152,6 +156,7 @@ func (u *Upkeep) Types() []jobs.Type {
 		child("scrub.node", "reclaiming dead blocks on a node", u.scrub, noScrub, "check that the backend answers and has room"),
 		parent("vpool.verify", "reading checksums", "verify.node", noVerify),
 		child("verify.node", "reading checksums on a node", u.verify, noVerify, "check that the backend answers, then retry the task"),
+		child(VerifyTask, "reading all checksums of a vPool on a node", u.verify, noVerify, "check that the backend answers, then retry the task"),
 		parent("cluster.orphans", "audit of the backends", "audit.node", noScrub),
 		child("audit.node", "audit of the backends on a node", u.audit, noScrub, "check that the backend answers"),
 		parent("cluster.health", "health check", "health.node", noCheck),

@@ -362,6 +362,18 @@ func TestScrubAndVerify(t *testing.T) {
 		if damaged != 2 {
 			t.Errorf("%d tasks tell of the damage", damaged)
 		}
+		// Whoever asks for a vPool gets it, whatever its turn.
+		a.engine.scrubs = nil
+		for range 2 {
+			c.run(a.broker, upkeep.VerifyTask, schedule.Args{Only: pool})
+		}
+		if list := c.tasks(upkeep.VerifyTask); len(a.engine.scrubs) != 2 || !a.engine.scrubs[0].Verify || len(list) != 2 || list[0].Problem == nil || list[0].Problem.Code != "data_damaged" {
+			t.Errorf("%+v %+v", a.engine.scrubs, list)
+		}
+		c.run(a.broker, upkeep.VerifyTask, schedule.Args{Only: uuid.New()})
+		if list := c.tasks(upkeep.VerifyTask); len(a.engine.scrubs) != 2 || len(list) != 3 {
+			t.Errorf("a vPool that is not there: %+v %+v", a.engine.scrubs, list)
+		}
 	})
 }
 

@@ -70,6 +70,8 @@ type Info struct {
 	Open                bool
 	// Template says that it takes no writes.
 	Template bool
+	// AsOf is when this was said, where who knows does not answer now; else zero.
+	AsOf time.Time `json:"-"`
 }
 
 // Explanation says where a block is. State is "log", "object" or "hole".

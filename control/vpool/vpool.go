@@ -130,8 +130,12 @@ type Probe struct {
 	Unsafe   []string
 }
 
-// Space of a backend, in bytes. Total 0: without a known limit. Stored is what this vPool's objects take.
-type Space struct{ Total, Free, Stored int64 }
+// Space of a backend, in bytes. Total 0: without a known limit. Stored is what this vPool's objects take, as the last scrub has counted; before
+// the first one, what is used of its volumes. AsOf is when this was said, where who knows does not answer now; else zero.
+type Space struct {
+	Total, Free, Stored int64
+	AsOf                time.Time
+}
 
 // Config wires a controller.
 type Config struct {

@@ -41,13 +41,13 @@ type appliance struct {
 
 const slotBytes = 256 << 20
 
-func newAppliance(t *testing.T, name string, keys []ed25519.PublicKey, installed update.System, program io.Reader) *appliance {
+func newAppliance(t *testing.T, name, keyFile string, keys []ed25519.PublicKey, installed update.System, program io.Reader) *appliance {
 	t.Helper()
 	a := &appliance{t: t, dir: filepath.Join(t.TempDir(), name)}
 	must(t, os.MkdirAll(filepath.Join(a.dir, "state"), 0o700))
 	port, err := harness.FreePort()
 	must(t, err)
-	a.node, err = harness.NewNode(a.dir, "--node", fmt.Sprintf("127.0.0.1:%d", port), "--log-size", "256MiB", "--log-level", "warn")
+	a.node, err = harness.NewNode(a.dir, "--node", fmt.Sprintf("127.0.0.1:%d", port), "--log-size", "256MiB", "--log-level", "warn", "--update-keys", keyFile)
 	must(t, err)
 	a.grub = update.Grub{Env: filepath.Join(a.dir, "grubenv"), Devices: a.dir, Cmdline: filepath.Join(a.dir, "cmdline")}
 	for _, slot := range []update.Slot{update.SlotA, update.SlotB} {
@@ -291,7 +291,7 @@ func TestClusterRollout(t *testing.T) {
 	for i := range 3 {
 		old, err := os.Open(harness.Binary())
 		must(t, err)
-		a := newAppliance(t, fmt.Sprintf("n%d", i+1), keys, update.System{Version: before, LevelMax: state.LevelMax, Size: info.Size()}, old)
+		a := newAppliance(t, fmt.Sprintf("n%d", i+1), keyFile, keys, update.System{Version: before, LevelMax: state.LevelMax, Size: info.Size()}, old)
 		must(t, old.Close())
 		if i > 0 {
 			token := strings.TrimSpace(nodes[0].node.MustCLI(t, "cluster", "token", "create"))
@@ -333,15 +333,15 @@ func TestClusterRollout(t *testing.T) {
 
 	rollout := func(file string) (took time.Duration, problem string) {
 		t.Helper()
-		var answer struct{ Task string }
-		must(t, json.Unmarshal([]byte(nodes[0].node.MustCLI(t, "update", "rollout", file, "--keys", keyFile, "-o", "json")), &answer))
+		var answer struct{ ID string }
+		must(t, json.Unmarshal([]byte(nodes[0].node.MustCLI(t, "update", "rollout", file, "-o", "json")), &answer))
 		began := time.Now()
 		for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(300 * time.Millisecond) {
 			var task struct {
 				State   string
 				Problem struct{ Cause string }
 			}
-			out, err := nodes[0].node.CLI("task", "show", answer.Task, "-o", "json")
+			out, err := nodes[0].node.CLI("task", "show", answer.ID, "-o", "json")
 			if err == nil {
 				err = json.Unmarshal([]byte(out), &task)
 			}

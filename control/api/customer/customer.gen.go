@@ -325,8 +325,10 @@ type Credentials struct {
 
 // Disk A disk of a node
 type Disk struct {
-	Device string `json:"device"`
-	Free   Size   `json:"free"`
+	// AsOf When this was last told, where the node does not answer now
+	AsOf   *time.Time `json:"as_of,omitempty"`
+	Device string     `json:"device"`
+	Free   Size       `json:"free"`
 
 	// ID NODE/DEVICE
 	ID string `json:"id"`
@@ -3039,6 +3041,12 @@ type GetMountHelpParams struct {
 	Address string `form:"address,omitempty" json:"address,omitempty"`
 }
 
+// VerifyVPoolParams defines parameters for VerifyVPool.
+type VerifyVPoolParams struct {
+	// DryRun Say what would be done, do nothing
+	DryRun DryRun `form:"dryRun,omitempty" json:"dryRun,omitempty"`
+}
+
 // CreateBrandingJSONRequestBody defines body for CreateBranding for application/json ContentType.
 type CreateBrandingJSONRequestBody = BrandingSet
 
@@ -3578,6 +3586,9 @@ type ServerInterface interface {
 	// TestMount Prove from both ends that a vPool can be mounted and written
 	// (POST /vpools/{vpool}/mount-test)
 	TestMount(ctx echo.Context, vpool VPoolName) error
+	// VerifyVPool Read all that a vPool stores now and compare its checksums
+	// (POST /vpools/{vpool}/verify)
+	VerifyVPool(ctx echo.Context, vpool VPoolName, params VerifyVPoolParams) error
 }
 
 // ServerInterfaceWrapper converts echo contexts to parameters.
@@ -8223,6 +8234,31 @@ func (w *ServerInterfaceWrapper) TestMount(ctx echo.Context) error {
 	return err
 }
 
+// VerifyVPool converts echo context to params.
+func (w *ServerInterfaceWrapper) VerifyVPool(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vpool" -------------
+	var vpool VPoolName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vpool", ctx.Param("vpool"), &vpool, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vpool: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params VerifyVPoolParams
+	// ------------- Optional query parameter "dryRun" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dryRun", ctx.QueryParams(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dryRun: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.VerifyVPool(ctx, vpool, params)
+	return err
+}
+
 // This is a simple interface which specifies echo.Route addition functions which
 // are present on both echo.Echo and echo.Group, since we want to allow using
 // either of them for path registration
@@ -8276,6 +8312,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/vpools/:vpool", wrapper.GetVPool, options.OperationMiddlewares["getVPool"]...)
 	router.PATCH(options.BaseURL+"/vpools/:vpool", wrapper.PatchVPool, options.OperationMiddlewares["patchVPool"]...)
 	router.POST(options.BaseURL+"/vpools/:vpool/keys", wrapper.RotateVPoolKeys, options.OperationMiddlewares["rotateVPoolKeys"]...)
+	router.POST(options.BaseURL+"/vpools/:vpool/verify", wrapper.VerifyVPool, options.OperationMiddlewares["verifyVPool"]...)
 	router.PUT(options.BaseURL+"/vpools/:vpool/credentials", wrapper.SetVPoolCredentials, options.OperationMiddlewares["setVPoolCredentials"]...)
 	router.GET(options.BaseURL+"/vdisks", wrapper.ListVDisks, options.OperationMiddlewares["listVDisks"]...)
 	router.POST(options.BaseURL+"/vdisks", wrapper.CreateVDisk, options.OperationMiddlewares["createVDisk"]...)
@@ -14766,6 +14803,70 @@ func (response TestMountdefaultApplicationProblemPlusJSONResponse) VisitTestMoun
 	return err
 }
 
+type VerifyVPoolRequestObject struct {
+	Vpool  VPoolName `json:"vpool"`
+	Params VerifyVPoolParams
+}
+
+type VerifyVPoolResponseObject interface {
+	VisitVerifyVPoolResponse(w http.ResponseWriter) error
+}
+
+type VerifyVPool200ApplicationEffectPlusJSONResponse struct {
+	EffectApplicationEffectPlusJSONResponse
+}
+
+func (response VerifyVPool200ApplicationEffectPlusJSONResponse) VisitVerifyVPoolResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/effect+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type VerifyVPool202ResponseHeaders struct {
+	Location string
+}
+
+type VerifyVPool202JSONResponse struct {
+	Body    Task
+	Headers VerifyVPool202ResponseHeaders
+}
+
+func (response VerifyVPool202JSONResponse) VisitVerifyVPoolResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type VerifyVPooldefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response VerifyVPooldefaultApplicationProblemPlusJSONResponse) VisitVerifyVPoolResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// ListAudit List what was done, by whom, and what was refused
@@ -15167,6 +15268,9 @@ type StrictServerInterface interface {
 	// TestMount Prove from both ends that a vPool can be mounted and written
 	// (POST /vpools/{vpool}/mount-test)
 	TestMount(ctx context.Context, request TestMountRequestObject) (TestMountResponseObject, error)
+	// VerifyVPool Read all that a vPool stores now and compare its checksums
+	// (POST /vpools/{vpool}/verify)
+	VerifyVPool(ctx context.Context, request VerifyVPoolRequestObject) (VerifyVPoolResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx echo.Context, request any) (any, error)
@@ -19579,6 +19683,32 @@ func (sh *strictHandler) TestMount(ctx echo.Context, vpool VPoolName) error {
 		return err
 	} else if validResponse, ok := response.(TestMountResponseObject); ok {
 		return validResponse.VisitTestMountResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// VerifyVPool operation middleware
+func (sh *strictHandler) VerifyVPool(ctx echo.Context, vpool VPoolName, params VerifyVPoolParams) error {
+	var request VerifyVPoolRequestObject
+
+	request.Vpool = vpool
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.VerifyVPool(ctx.Request().Context(), request.(VerifyVPoolRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "VerifyVPool")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(VerifyVPoolResponseObject); ok {
+		return validResponse.VisitVerifyVPoolResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
