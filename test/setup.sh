@@ -4,7 +4,7 @@
 # setup.sh packages: installs the Debian 12 packages that the tests and benchmarks use and that are missing (root).
 # setup.sh image:    installs what building and booting the appliance's image takes (root).
 # setup.sh bench:    builds what only the benchmarks use (JuiceFS); bench-packages installs it (s3backer; root).
-# setup.sh cache:    fills .cache/ with what takes long to make: the guest's kernel, fio with the nfs engine, an S3 server.
+# setup.sh cache:    fills .cache/ with what is made or fetched: the guest's kernel, fio with the nfs engine, an S3 server, promtool.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=$PWD/.cache
@@ -85,6 +85,16 @@ fio_nfs() {
 	rm -rf "$work"
 }
 
+# What checks the alert rules: one program of Debian's prometheus, whose service nobody here wants.
+promtool() {
+	[ -x "$cache/promtool" ] && return
+	echo "fetching promtool"
+	local work; work=$(mktemp -d)
+	(cd "$work" && apt-get -o APT::Sandbox::User=root download -qq prometheus && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool)
+	install -m 755 "$work/usr/bin/promtool" "$cache/promtool.new" && mv "$cache/promtool.new" "$cache/promtool"
+	rm -rf "$work"
+}
+
 # A real S3 server, for the S3 backend's tests.
 versitygw() {
 	[ -x "$cache/versitygw" ] && return
@@ -157,6 +167,6 @@ packages) packages ;;
 image) packages $IMAGE_PACKAGES ;;
 bench-packages) packages s3backer fuse ;;
 bench) juicefs ;;
-cache) kernel; fio_nfs; versitygw ;;
+cache) kernel; fio_nfs; versitygw; promtool ;;
 *) sed -n '2,7s/^# //p' "$0"; exit 2 ;;
 esac

@@ -114,7 +114,15 @@ func TestAPIMonitoring(t *testing.T) {
 		}
 	}
 	by := "promtool is not installed"
-	if tool, err := exec.LookPath("promtool"); err == nil {
+	tool, err := exec.LookPath("promtool")
+	if err != nil {
+		tool = filepath.Join(harness.Root(), ".cache/promtool")
+		_, err = os.Stat(tool)
+	}
+	if err != nil && os.Getenv("VARVE_REQUIRE_TOOLS") != "" {
+		t.Errorf("%s: run test/setup.sh cache", by)
+	}
+	if err == nil {
 		path := filepath.Join(t.TempDir(), "rules.yaml")
 		must(t, os.WriteFile(path, []byte(rules), 0o600))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
