@@ -132,10 +132,11 @@ func (a *appliance) wire(ctx context.Context) error {
 	listener := func(which string) prometheus.Registerer {
 		return prometheus.WrapRegistererWith(prometheus.Labels{"listener": which}, a.metrics)
 	}
-	a.nbd = nbd.New(nbd.Config{Exports: names, TLS: nbdTLS, TLSConfig: tlsConfig, Log: nbdLog, Metrics: listener("network")})
+	a.nbd = nbd.New(nbd.Config{Exports: names, TLS: nbdTLS, TLSConfig: tlsConfig, Seats: nbdSeats(),
+		Log: nbdLog, Metrics: listener("network")})
 	a.nbdLocal = a.nbd
 	if nbdTLS == nbd.TLSRequired { // but not from programs of this host
-		a.nbdLocal = nbd.New(nbd.Config{Exports: names, Log: nbdLog, Metrics: listener("local")})
+		a.nbdLocal = nbd.New(nbd.Config{Exports: names, Seats: nbdSeats(), Log: nbdLog, Metrics: listener("local")})
 	}
 	nfsLog := log.With("component", component(a.raft.Cluster(), a.raft.ID(), "nfs"))
 	observed := newNFSMetrics(a.metrics, func() nfs.Stats { return a.nfs.Stats() })

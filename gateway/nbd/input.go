@@ -14,8 +14,16 @@ func (c *conn) fill() error {
 		c.w = copy(c.in.data[:c.w-c.r], c.in.data[c.r:c.w])
 		c.r = 0
 	}
-	if c.raw == nil {
+	if c.tls {
 		return c.fillTLS()
+	}
+	if c.seat == nil && c.brisk() {
+		c.seize()
+	}
+	for c.seat != nil {
+		if done, err := c.fillSeated(); done {
+			return err
+		}
 	}
 	if err := c.raw.Read(c.readFn); err != nil {
 		return c.readError(err)
@@ -77,8 +85,11 @@ func (c *conn) readPayload(p []byte) error {
 
 // readMore reads at least a byte into p, past the input buffer, which is empty.
 func (c *conn) readMore(p []byte) (int, error) {
-	if c.raw == nil {
+	if c.tls {
 		return c.nc.Read(p)
+	}
+	if c.seat != nil {
+		return c.readMoreSeated(p)
 	}
 	c.payload, c.readN = p, 0
 	if err := c.raw.Read(c.payloadFn); err != nil {

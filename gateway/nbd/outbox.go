@@ -3,6 +3,7 @@ package nbd
 import (
 	"fmt"
 	"io"
+	"net"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -32,6 +33,8 @@ type outbox struct {
 	store   []*buffer
 	sent    int // bytes of batch[0] that are
 	iovecs  [][]byte
+	vector  []unix.Iovec // iovecs as the kernel takes them
+	message unix.Msghdr
 	writeFn func(fd uintptr) bool
 	blockFn func(fd uintptr) bool
 	writeN  int
@@ -141,7 +144,7 @@ func (c *conn) sendLocked() {
 			return
 		}
 		c.sending = true
-		if c.raw == nil || round == sendRounds {
+		if c.tls || round == sendRounds {
 			c.wake <- struct{}{}
 			return
 		}
@@ -201,7 +204,7 @@ func (c *conn) wrote(err error) (more bool) {
 		if c.takeLocked() {
 			return true
 		}
-		c.nc.SetWriteDeadline(time.Time{}) // for the attempts that do not block; an error comes back from the next of them
+		c.deadline((net.Conn).SetWriteDeadline, time.Time{}) // for the attempts that do not block; an error comes back from the next of them
 	}
 	c.sending = false
 	c.changed.Broadcast()
@@ -227,6 +230,13 @@ func (c *conn) sentBytes(n int) {
 // tryWrite makes one attempt that does not block.
 func (c *conn) tryWrite() (int, error) {
 	c.gather()
+	if c.seat != nil {
+		c.writeOnce(c.seat.fd)
+		if c.werr == syscall.EAGAIN {
+			return 0, nil
+		}
+		return c.writeN, c.werr
+	}
 	if c.writeFn == nil {
 		c.writeFn = func(fd uintptr) bool { c.writeOnce(fd); return true }
 	}
@@ -241,10 +251,13 @@ func (c *conn) tryWrite() (int, error) {
 
 // writeSome waits until the socket takes something.
 func (c *conn) writeSome() (int, error) {
-	if c.raw == nil {
+	if c.tls {
 		return c.nc.Write(c.batch[0].data[c.sent:])
 	}
 	c.gather()
+	if c.seat != nil {
+		return c.writeSomeSeated()
+	}
 	if c.blockFn == nil {
 		c.blockFn = func(fd uintptr) bool { c.writeOnce(fd); return c.werr != syscall.EAGAIN }
 	}
@@ -268,11 +281,7 @@ func (c *conn) gather() {
 
 func (c *conn) writeOnce(fd uintptr) {
 	for {
-		if len(c.iovecs) == 1 {
-			c.writeN, c.werr = unix.Write(int(fd), c.iovecs[0])
-		} else {
-			c.writeN, c.werr = unix.Writev(int(fd), c.iovecs)
-		}
+		c.writeN, c.werr = c.sendMessage(fd)
 		if c.werr != syscall.EINTR {
 			c.writeN = max(c.writeN, 0)
 			return
@@ -296,6 +305,15 @@ func readSocket(fd uintptr, p []byte) (int, error) {
 	}
 }
 
+// deadline sets one of the connection's deadlines. A socket that the poller does not know has none: who waits for it looks at the
+// clock.
+func (c *conn) deadline(set func(net.Conn, time.Time) error, at time.Time) error {
+	if c.nc == nil {
+		return nil
+	}
+	return set(c.nc, at)
+}
+
 // armWrite gives the client the stuck timeout to take something.
 func (c *conn) armWrite() error {
 	c.mu.Lock()
@@ -305,7 +323,7 @@ func (c *conn) armWrite() error {
 	}
 	now := time.Now()
 	c.outStuck.Store(now.UnixNano())
-	return c.nc.SetWriteDeadline(now.Add(c.srv.cfg.Limits.StuckTimeout))
+	return c.deadline((net.Conn).SetWriteDeadline, now.Add(c.srv.cfg.Limits.StuckTimeout))
 }
 
 // armRead gives the client the stuck timeout to send more of a payload.
@@ -317,7 +335,7 @@ func (c *conn) armRead() error {
 	}
 	now := time.Now()
 	c.inStuck.Store(now.UnixNano())
-	return c.nc.SetReadDeadline(now.Add(c.srv.cfg.Limits.StuckTimeout))
+	return c.deadline((net.Conn).SetReadDeadline, now.Add(c.srv.cfg.Limits.StuckTimeout))
 }
 
 // disarmRead lets the client be silent again.
@@ -327,7 +345,7 @@ func (c *conn) disarmRead() error {
 	if c.failed != nil || c.stopping {
 		return nil
 	}
-	return c.nc.SetReadDeadline(time.Time{})
+	return c.deadline((net.Conn).SetReadDeadline, time.Time{})
 }
 
 // stuckFor is how long the client of a connection that holds payload memory has not moved a byte that we wait for.
@@ -350,7 +368,7 @@ func (c *conn) drain() {
 		return
 	}
 	c.stopping = true
-	c.nc.SetReadDeadline(time.Unix(1, 0)) // an error means that the socket is closed, which ends it as well
+	c.deadline((net.Conn).SetReadDeadline, time.Unix(1, 0)) // an error means that the socket is closed, which ends it as well
 }
 
 // fail ends the connection without answering what is in flight. It may be called from anywhere, with no lock held.
@@ -366,7 +384,7 @@ func (c *conn) failLocked(err error) {
 	}
 	c.failed = err
 	c.dead.Store(true)
-	c.nc.SetDeadline(time.Unix(1, 0)) // an error means that the socket is closed, which ends it as well
+	c.deadline((net.Conn).SetDeadline, time.Unix(1, 0)) // an error means that the socket is closed, which ends it as well
 	c.cancel()
 	c.changed.Broadcast()
 }
@@ -401,9 +419,7 @@ func (c *conn) finish(clean bool) error {
 		c.changed.Wait()
 	}
 	c.mu.Unlock()
-	if err := c.nc.Close(); err != nil {
-		c.srv.log.Debug("NBD connection not closed cleanly", "peer", c.peer.Addr, "err", err)
-	}
+	c.closeSocket()
 	c.workers.Wait()
 	c.awaitDevice()
 	close(c.wake)

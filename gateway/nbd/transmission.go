@@ -31,8 +31,10 @@ const foreseenPairs = 4
 // rest of the world reaches it through Done, Settle, drain and fail.
 type conn struct {
 	srv     *Server
-	nc      net.Conn
-	raw     syscall.RawConn // nil over TLS
+	nc      net.Conn        // nil while seated
+	raw     syscall.RawConn // nil over TLS, and while seated
+	seat    *seat
+	tls     bool // or whatever else is not a socket of ours to read
 	dev     Device
 	release func()
 	ctx     context.Context // ends when the connection is cut: for the blocking calls made in its name
@@ -67,6 +69,8 @@ type conn struct {
 	payloadFn func(fd uintptr) bool
 	readN     int
 	readErr   error
+	bursts    int       // since burstAt, about
+	burstAt   time.Time // when that began
 
 	held     atomic.Int64 // bytes of the node's payload budget
 	inStuck  atomic.Int64 // unix nanoseconds since which a payload has not grown, or 0
@@ -91,6 +95,7 @@ func newConn(s *Server, nc net.Conn, dev Device, release func()) *conn {
 			c.raw = raw
 		}
 	}
+	c.tls = c.raw == nil
 	c.readFn, c.payloadFn = c.readOnce, c.readPayloadOnce
 	c.slots = make([]slot, s.cfg.Limits.InFlight)
 	c.slotCache = make([]uint16, len(c.slots))
@@ -133,7 +138,7 @@ func (c *conn) transmit() error {
 // start takes over from the handshake: what its buffer holds, and its deadline.
 func (c *conn) start() {
 	size := burstBytes
-	if c.raw == nil {
+	if c.tls {
 		size = burstBytesTLS
 	}
 	c.in = c.srv.pool.get(size)

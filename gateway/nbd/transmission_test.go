@@ -32,9 +32,16 @@ func pattern(seed uint64, n int) []byte {
 // serveOne starts a server with m as export "d" and attaches to it.
 func serveOne(t testing.TB, m Device, structured bool, limits Limits) (*client, *Server, net.Addr) {
 	t.Helper()
-	s, addr, _ := listen(t, "tcp", Config{Exports: newExports(map[string]Device{"d": m}), Limits: limits})
+	cfg := Config{Exports: newExports(map[string]Device{"d": m}), Limits: limits}
+	if structured {
+		cfg.Seats, cfg.seating = NewSeats(1<<10), eager
+	}
+	s, addr, _ := listen(t, "tcp", cfg)
 	return attach(t, addr, "d", structured), s, addr
 }
+
+// eager gives every connection a seat at its third burst: clients with structured replies are served so in these tests.
+var eager = seating{bursts: 1, within: time.Hour}
 
 // everyWay runs f with simple and with structured replies.
 func everyWay(t *testing.T, f func(t *testing.T, structured bool)) {
@@ -47,7 +54,11 @@ func TestReadWriteFlush(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		everyWay(t, func(t *testing.T, structured bool) {
 			m := newMemory(64 << 20)
-			_, addr, _ := listen(t, network, Config{Exports: newExports(map[string]Device{"d": m})})
+			cfg := Config{Exports: newExports(map[string]Device{"d": m})}
+			if structured {
+				cfg.Seats, cfg.seating = NewSeats(1<<10), eager
+			}
+			_, addr, _ := listen(t, network, cfg)
 			c := attach(t, addr, "d", structured)
 			if c.size != 64<<20 {
 				t.Fatalf("size %d", c.size)
@@ -715,7 +726,7 @@ func Test128ConnectionsSlowReaderNoHeadOfLine(t *testing.T) {
 			m.complete(run)
 		}
 	})
-	_, addr, stop := listen(t, "tcp", Config{Exports: newExports(map[string]Device{"d": m}), Limits: Limits{StuckTimeout: time.Minute}})
+	_, addr, stop := listen(t, "tcp", Config{Exports: newExports(map[string]Device{"d": m}), Limits: Limits{StuckTimeout: time.Minute}, Seats: NewSeats(1 << 10), seating: eager})
 	defer func() {
 		asking.Wait()
 		if err := stop(); err != nil {
@@ -848,7 +859,15 @@ func TestNoAllocation(t *testing.T) {
 	if testing.CoverMode() != "" || raceEnabled {
 		t.Skip("instrumented")
 	}
-	_, addr, _ := listen(t, "unix", Config{Exports: newExports(map[string]Device{"d": newMemory(1 << 20)})})
+	resting, seated := seating{bursts: 1 << 30}, eager
+	seated.rest = time.Second // a change allocates
+	for _, seating := range []seating{resting, seated} {
+		noAllocation(t, Config{Exports: newExports(map[string]Device{"d": newMemory(1 << 20)}), Seats: NewSeats(1), seating: seating})
+	}
+}
+
+func noAllocation(t *testing.T, cfg Config) {
+	_, addr, _ := listen(t, "unix", cfg)
 	c := attach(t, addr, "d", true)
 	var burst []byte
 	answers := 0
@@ -896,7 +915,7 @@ func TestManyClientsVerify(t *testing.T) {
 		}
 		return nil
 	}
-	_, addr, stop := listen(t, "tcp", Config{Exports: newExports(map[string]Device{"d": m})})
+	_, addr, stop := listen(t, "tcp", Config{Exports: newExports(map[string]Device{"d": m}), Seats: NewSeats(1 << 10), seating: eager})
 	var clients sync.WaitGroup
 	for id := range uint64(16) {
 		c := attach(t, addr, "d", id%2 == 0)

@@ -29,8 +29,8 @@ type load struct {
 	unit      string                                     // what is compared: "op/s", "MB/s", "us" (server CPU), "ms" (p99), "s"
 	peers     []string                                   // names of the servers that take part beside ours; nil: all there are
 	unix      bool                                       // over unix sockets, not TCP
-	prepare   func(ctx context.Context, s *server) error // once before the repetitions
 	before    func(ctx context.Context, s *server) error // not measured, before every run
+	root      bool                                       // before needs it
 	run       runner
 	goals     []goal
 }
@@ -74,11 +74,6 @@ func (r *recorder) compare(ctx context.Context, l load, servers []*server) error
 		if err := withTurn(s, f); err != nil {
 			failed[s.name]++
 			errs = errors.Join(errs, fmt.Errorf("%s %s on %s: %w", l.row, l.name, s.name, err))
-		}
-	}
-	if l.prepare != nil {
-		for _, s := range chosen {
-			turn(s, func() error { return l.prepare(ctx, s) })
 		}
 	}
 	for repetition := range r.settings.repeat {
