@@ -274,7 +274,7 @@ await step('an update is uploaded, rolled out and paused', async () => {
   await page.getByRole('progressbar', { name: /^Writing the update/ }).waitFor();
   await page.screenshot({ path: `${shots}/update-under-way-light-1280.png`, fullPage: true });
   await button('Pause before the next appliance').click();
-  await page.getByText('Cancelled', { exact: true }).waitFor();
+  await page.getByText('Cancelled', { exact: true }).first().waitFor();
   print({ do: 'give up' });
   await page.getByText('this machine has no second slot').first().waitFor();
   await button('Go on').waitFor();

@@ -1,7 +1,7 @@
 // Making this appliance a node of another cluster: from the first run, before or after it has an administrator. It restarts with the cluster's
 // users and certificate, so this page is the last that this session shows.
 import { Alert, Button, Content, Form } from '@patternfly/react-core';
-import { useState } from 'react';
+import { Fragment, useState } from 'react';
 import type { FormEvent } from 'react';
 import { call, effectOf } from '../api/call';
 import type { Answer, Effect } from '../api/call';
@@ -58,7 +58,7 @@ export function Joined({ joined }: { joined: JoinedCluster }) {
       <Alert isInline variant="success" title={s.joined} component="h3">{s.joinedBody}</Alert>
       <Facts items={[
         [s.cluster, <span className="varve-mono">{joined.cluster}</span>], [s.nodeID, <span className="varve-mono">{joined.node}</span>],
-        [s.fingerprint, <span className="varve-mono varve-break">{joined.fingerprint}</span>],
+        [s.fingerprint, <span className="varve-mono">{joined.fingerprint.split(':').map((x, i) => <Fragment key={i}>{i > 0 && <>:<wbr /></>}{x}</Fragment>)}</span>],
       ]} />
       <div><Button onClick={() => location.assign('/nodes')}>{s.joinedOpen}</Button></div>
     </>

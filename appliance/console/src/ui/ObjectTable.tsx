@@ -199,7 +199,7 @@ export function ObjectTable<O extends Op, T = ItemOf<O>>(props: Props<O, T>) {
   );
 
   return (
-    <div>
+    <div className="varve-table">
       <Toolbar id={`${id}-toolbar`} className="varve-tools" clearAllFilters={() => set({ q: '', ...Object.fromEntries(facets.map((f) => [`f.${f.key}`, ''])) })}>
         <ToolbarContent>
           {search && (

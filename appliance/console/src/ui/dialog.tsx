@@ -5,7 +5,7 @@
 import {
   Alert, Button, Content, Form, FormGroup, FormHelperText, HelperText, HelperTextItem, List, ListItem, Modal, ModalBody, ModalFooter, ModalHeader, Spinner, TextInput,
 } from '@patternfly/react-core';
-import { useCallback, useEffect, useId, useRef, useState } from 'react';
+import { useCallback, useEffect, useId, useLayoutEffect, useRef, useState } from 'react';
 import type { FormEvent, ReactNode } from 'react';
 import { call, effectOf, operations, problemOf } from '../api/call';
 import type { Answer, Args, Effect, Op } from '../api/call';
@@ -31,11 +31,6 @@ export function FormDialog({ title, description, submit, onSubmit, onClose, chil
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState<unknown>();
   const id = useId();
-  // The keyboard begins at the first field, not at the button that closes.
-  useEffect(() => {
-    const form = document.getElementById(id);
-    if (!form?.contains(document.activeElement)) form?.querySelector<HTMLElement>('[name]:not([disabled])')?.focus();
-  }, [id]);
   const go = async (e: FormEvent) => {
     e.preventDefault();
     if (busy || disabled) return;
@@ -58,6 +53,7 @@ export function FormDialog({ title, description, submit, onSubmit, onClose, chil
           <Form id={id} onSubmit={(e) => void go(e)} noValidate>
             {error !== undefined && <ProblemAlert error={error} focus />}
             {children}
+            <FirstField form={id} />
           </Form>
         </FieldErrors.Provider>
       </ModalBody>
@@ -67,6 +63,15 @@ export function FormDialog({ title, description, submit, onSubmit, onClose, chil
       </ModalFooter>
     </Modal>
   );
+}
+
+/** Has the keyboard begin at the form's first field, not at the button that closes; unless a field has asked for it. */
+function FirstField({ form }: { form: string }) {
+  useLayoutEffect(() => {
+    const f = document.getElementById(form);
+    if (!f?.contains(document.activeElement)) f?.querySelector<HTMLElement>('[name]:not([disabled])')?.focus();
+  }, [form]);
+  return null;
 }
 
 /** What the server says of fields, by the field's name in the request's body. */
