@@ -1,4 +1,4 @@
-// Command fuzz runs every fuzz target of the tree for a few seconds: VARVE_FUZZ_SECONDS in total (90), shared evenly. A
+// Command fuzz runs every fuzz target of the tree for a few seconds: VARVE_FUZZ_SECONDS in total (60), shared evenly. A
 // target is a function FuzzX in a test file; a target that is not found here does not exist. The seeds and whatever was
 // once found run with the unit tests as well; this looks for something new.
 package main
@@ -91,7 +91,7 @@ func run(ctx context.Context, t target, binary, cache string, each time.Duration
 }
 
 func main() {
-	total := 90
+	total := 60
 	if v, err := strconv.Atoi(os.Getenv("VARVE_FUZZ_SECONDS")); err == nil {
 		total = v
 	}
