@@ -28,6 +28,8 @@ await step('three nodes are online', page, async () => {
   for (const i of [0, 1, 2]) await state(i, 'Online').waitFor({ timeout: 2 * wait });
   await page.goto(`${urls[0]}/certificates`);
   await page.getByText('Valid', { exact: true }).nth(2).waitFor();
+  await page.goto(`${urls[0]}/disks`);
+  await page.getByRole('row').nth(3).waitFor(); // a head, and a disk of each
   await page.goto(`${urls[0]}/nodes`);
   await state(0, 'Online').waitFor();
 });
@@ -56,6 +58,9 @@ await step('a node is lost, seen, and back', page, () => expecting((text) => /50
   await page.getByText(`No word from ${name}`).first().waitFor({ timeout: 2 * wait });
   await page.getByText(/of 3 voters are left/).first().waitFor();
   await page.screenshot({ path: `${shots}/lost-overview-dark-1280.png`, fullPage: true });
+  await page.getByRole('link', { name: 'Disks', exact: true }).click();
+  await page.getByText(/last known, (.* ago|just now)/).first().waitFor({ timeout: 2 * wait });
+  await page.screenshot({ path: `${shots}/lost-disks-dark-1280.png`, fullPage: true });
   await page.goto(`${urls[0]}/nodes`);
   await state(2, 'Unreachable').waitFor(); // what was known last of it is shown still
   await back(2);

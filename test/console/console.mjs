@@ -110,6 +110,9 @@ await step('the mount is proved', async () => {
   await page.getByText('/default').first().waitFor();
   await button('Test').click();
   await page.getByText('It can be mounted and written').waitFor();
+  await go('/vpools/default?tab=settings');
+  await button('Verify all checksums').click();
+  await toast('All that it stores is read');
 });
 
 await step('vDisk, written through NBD', async () => {

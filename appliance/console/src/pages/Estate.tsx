@@ -157,7 +157,7 @@ function DiskTable({ node }: { node?: string }) {
     <ObjectTable id="disks" label={s.title} op="listDisks" {...(node ? { args: { query: { filter: `node="${node}"` } } } : {})} rowKey={(x: Disk) => x.id} search="device" searchLabel={s.filter} every={30_000}
       columns={[
         { key: 'device', title: s.device, cell: (x) => <span className="varve-mono">{x.device}</span> }, ...(node ? [] : [{ key: 'node', title: running.node, cell: (x: Disk) => <Link to={nodePath(x.node)}>{x.node}</Link> }]),
-        { key: 'state', title: running.state, cell: (x) => <State value={x.state} /> }, { key: 'kind', title: s.kind, cell: (x) => x.kind }, { key: 'model', title: s.model, hidden: true, cell: (x) => x.model ?? '' }, { key: 'serial', title: s.serial, hidden: true, cell: (x) => x.serial ?? '' },
+        { key: 'state', title: running.state, cell: (x) => <><State value={x.state} /> <LastKnown at={x.as_of} /></> }, { key: 'kind', title: s.kind, cell: (x) => x.kind }, { key: 'model', title: s.model, hidden: true, cell: (x) => x.model ?? '' }, { key: 'serial', title: s.serial, hidden: true, cell: (x) => x.serial ?? '' },
         { key: 'size', title: s.size, right: true, cell: (x) => <Bytes n={x.size} /> }, { key: 'used', title: s.used, right: true, cell: (x) => <Bytes n={x.used} /> }, { key: 'free', title: s.free, right: true, hidden: true, cell: (x) => <Bytes n={x.free} /> },
         { key: 'roles', title: s.roles, cell: (x) => x.roles.join(', ') || running.none }, { key: 'mounts', title: s.mounts, hidden: true, cell: (x) => x.mounts?.join(', ') ?? '' },
       ]}

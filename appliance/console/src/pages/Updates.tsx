@@ -82,7 +82,7 @@ function Same({ nodes }: { nodes: Node[] }) {
 function Nodes({ nodes }: { nodes: Node[] }) {
   return (
     <Table variant="compact" aria-label={s.versions} gridBreakPoint="grid-md">
-      <Thead><Tr><Th>{s.node}</Th><Th>{s.version}</Th><Th>{s.state}</Th><Th>{s.vdisks}</Th></Tr></Thead>
+      <Thead><Tr><Th>{s.node}</Th><Th>{s.version}</Th><Th>{s.state}</Th><Th modifier="wrap">{s.vdisks}</Th></Tr></Thead>
       <Tbody>
         {nodes.map((n) => (
           <Tr key={n.id}>

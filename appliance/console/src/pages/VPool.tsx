@@ -36,7 +36,7 @@ export default function VPoolPage() {
   const p = query.data;
   return (
     <Page title={vpool} trail={[[s.title, '/vpools']]} label={p && <State value={p.class} text={s.class[p.class] ?? p.class} />}
-      operations={['getVPool', 'patchVPool', 'setVPoolCredentials', 'rotateVPoolKeys', 'testBackend', 'deleteVPool', 'listCapacity', 'getBackend', 'getHistory']} names={{ vpool }}
+      operations={['getVPool', 'patchVPool', 'setVPoolCredentials', 'rotateVPoolKeys', 'testBackend', 'verifyVPool', 'deleteVPool', 'listCapacity', 'getBackend', 'getHistory']} names={{ vpool }}
       actions={may('deleteVPool') && <Button variant="secondary" isDanger onClick={() => setDialog('delete')}>{s.delete}</Button>}>
       <Loaded query={query}>
         {(data) => (
@@ -97,10 +97,12 @@ function VPoolSettings({ p, onClients, onCredentials, onKeys }: { p: VPool; onCl
   const [result, setResult] = useState<Answer<'testBackend'>>();
   const [busy, setBusy] = useState(false);
   const toast = useToast();
+  const refresh = useRefresh();
   const test = () => {
     setBusy(true);
     call('testBackend', { path: { vpool: p.name } }).then(setResult, (e: unknown) => toast.failed(e)).finally(() => setBusy(false));
   };
+  const verify = () => void call('verifyVPool', { path: { vpool: p.name } }).then(() => { toast.done(s.verifyStarted); void refresh('listTasks'); }, (e: unknown) => toast.failed(e));
   return (
     <div className="varve-stack">
       <Loaded query={backend}>
@@ -127,6 +129,7 @@ function VPoolSettings({ p, onClients, onCredentials, onKeys }: { p: VPool; onCl
       <div className="varve-row">
         {may('patchVPool') && <Button variant="secondary" onClick={onClients}>{s.edit}</Button>}
         {may('testBackend') && <Button variant="secondary" isLoading={busy} isDisabled={busy} onClick={test}>{s.test}</Button>}
+        {may('verifyVPool') && <Button variant="secondary" onClick={verify}>{s.verify}</Button>}
         {may('setVPoolCredentials') && p.backend.startsWith('s3:') && <Button variant="secondary" onClick={onCredentials}>{s.credentials}</Button>}
         {may('rotateVPoolKeys') && p.encrypted && <Button variant="secondary" onClick={onKeys}>{s.rotate}</Button>}
       </div>
