@@ -41,11 +41,11 @@ export default function Logs() {
             {l.unreachable.map((n) => <Alert key={n} isInline variant="warning" title={s.unreachable(n)} component="h2" />)}
             {l.items.length === 0 ? <Content component="p">{s.none}</Content> : (
               <Table variant="compact" aria-label={s.title} gridBreakPoint="grid-lg">
-                <Thead><Tr><Th>{s.time}</Th><Th>{s.level}</Th><Th>{s.node}</Th><Th>{s.component}</Th><Th>{s.message}</Th></Tr></Thead>
+                <Thead><Tr><Th>{s.time}</Th><Th>{s.levelOf}</Th><Th>{s.node}</Th><Th>{s.component}</Th><Th>{s.message}</Th></Tr></Thead>
                 <Tbody>
                   {[...l.items].reverse().map((x) => (
                     <Tr key={`${x.node} ${x.unit} ${x.seq}`}>
-                      <Td dataLabel={s.time}><When at={x.at} exact /></Td><Td dataLabel={s.level}><State value={x.level.toLowerCase() === 'warn' ? 'warning' : x.level.toLowerCase()} text={x.level} /></Td><Td dataLabel={s.node}>{x.node}</Td>
+                      <Td dataLabel={s.time}><When at={x.at} exact /></Td><Td dataLabel={s.levelOf}><State value={x.level.toLowerCase() === 'warn' ? 'warning' : x.level.toLowerCase()} text={x.level} /></Td><Td dataLabel={s.node}>{x.node}</Td>
                       <Td dataLabel={s.component} modifier="breakWord"><span className="varve-mono">{x.component ?? x.unit}</span></Td>
                       <Td dataLabel={s.message} modifier="breakWord">{x.message} <span className="varve-code varve-dim">{Object.entries(x.attrs ?? {}).map(([k, v]) => `${k}=${v}`).join(' ')}</span></Td>
                     </Tr>

@@ -12,7 +12,10 @@ export function URLTabs({ label, tabs }: { label: string; tabs: [string, string,
   useEffect(() => {
     const list = bar.current?.querySelector('.pf-v6-c-tabs__list');
     const item = list?.querySelector<HTMLElement>('.pf-m-current');
-    if (list && item) list.scrollTo({ left: item.offsetLeft - (list.clientWidth - item.clientWidth) / 2 });
+    if (!list || !item) return;
+    const show = new ResizeObserver(() => list.scrollTo({ left: item.offsetLeft - (list.clientWidth - item.clientWidth) / 2 }));
+    show.observe(list);
+    return () => show.disconnect();
   }, [active]);
   return (
     <div ref={bar}>
