@@ -744,6 +744,9 @@ func (d *Driver) PoolHealth(pool uuid.UUID) PoolHealth { return d.health.of(pool
 func (d *Driver) Drain(ctx context.Context) error {
 	d.draining.Add(1)
 	defer d.draining.Add(-1)
+	if err := d.openUnput(ctx); err != nil {
+		return err
+	}
 	for {
 		d.destager.notify()
 		d.destager.mu.Lock()
@@ -763,6 +766,24 @@ func (d *Driver) Drain(ctx context.Context) error {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// openUnput opens the volumes that nobody has opened since a restart, and whose root objects are to be put.
+func (d *Driver) openUnput(ctx context.Context) error {
+	d.mu.RLock()
+	var ids []uuid.UUID
+	for id, r := range d.roots {
+		if !r.Name.Put && r.Name.Path != "" {
+			ids = append(ids, id)
+		}
+	}
+	d.mu.RUnlock()
+	for _, id := range ids {
+		if _, err := d.volume(ctx, id); err != nil && !errors.Is(err, ErrUnknownVolume) { // deleted meanwhile
+			return err
+		}
+	}
+	return nil
 }
 
 // blockBuffers are block-sized scratch buffers.
