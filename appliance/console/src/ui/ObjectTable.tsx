@@ -79,9 +79,6 @@ interface Props<O extends Op, T> {
 const pageSizes = [20, 50, 100];
 const csvRowsMax = 50_000;
 
-/** What a row is called by has room, whatever stands beside it. */
-const cellClass = (c: { key: string; right?: boolean }) => `${c.right ? 'varve-right' : ''} ${c.key === 'name' || c.key === 'title' ? 'varve-named' : ''}`.trim();
-
 /** An empty value is a dash, or on a narrow page a name would stand there alone. */
 const shown = (v: ReactNode) => (v === '' || v === undefined || v === null ? '–' : v);
 
@@ -199,7 +196,7 @@ export function ObjectTable<O extends Op, T = ItemOf<O>>(props: Props<O, T>) {
   );
 
   return (
-    <div className="varve-table">
+    <div>
       <Toolbar id={`${id}-toolbar`} className="varve-tools" clearAllFilters={() => set({ q: '', ...Object.fromEntries(facets.map((f) => [`f.${f.key}`, ''])) })}>
         <ToolbarContent>
           {search && (
@@ -250,7 +247,7 @@ export function ObjectTable<O extends Op, T = ItemOf<O>>(props: Props<O, T>) {
                   onSelect: (_, on) => rows.forEach((r) => toggle(r, on)) }} />
               )}
               {visible.map((c, i) => (
-                <Th key={c.key} modifier="nowrap" className={cellClass(c)} {...(c.sortable === false ? {} : { sort: {
+                <Th key={c.key} modifier="nowrap" className={c.right ? 'varve-right' : ''} {...(c.sortable === false ? {} : { sort: {
                   sortBy: sorted >= 0 ? { index: sorted, direction: sort.startsWith('-') ? 'desc' as const : 'asc' as const } : {},
                   columnIndex: i, onSort: (_e: unknown, _i: number, d: string) => set({ sort: (d === 'desc' ? '-' : '') + c.key }),
                 } })}>{c.title}</Th>
@@ -273,7 +270,7 @@ export function ObjectTable<O extends Op, T = ItemOf<O>>(props: Props<O, T>) {
                   {bulk.length > 0 && (
                     <Td select={{ rowIndex: i, isSelected: selected.has(rowKey(row)), onSelect: (_, on) => toggle(row, on) }} />
                   )}
-                  {visible.map((c) => <Td key={c.key} dataLabel={c.title} className={cellClass(c)} modifier={c.whole || c.right ? 'nowrap' : 'breakWord'}>{shown(c.cell(row))}</Td>)}
+                  {visible.map((c) => <Td key={c.key} dataLabel={c.title} className={c.right ? 'varve-right' : ''} modifier={c.whole || c.right ? 'nowrap' : 'breakWord'}>{shown(c.cell(row))}</Td>)}
                   {props.actions && (
                     <Td isActionCell>
                       {acts.length > 0 && <ActionMenu label={t.table.rowActions} actions={acts.map((a) => ({ ...a, onClick: () => a.onClick(row) }))} />}
