@@ -641,11 +641,12 @@ func (s *destager) dropIfClean(v *Volume) {
 	v.dirty.Store(false) // before the look: a record logged after it adds the volume again
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	if v.logged.Load() == v.root.Backed && v.root.Name.Put {
+	if v.logged.Load() == v.root.Backed && v.root.Name.Put || v.err() != nil {
 		delete(s.dirty, v)
 		return
 	}
 	v.dirty.Store(true)
+	s.dirty[v] = struct{}{} // it may have been taken out since, and who adds it finds it dirty
 }
 
 // forgetZeroed removes the zero marks of a range that were noted up to seq.
