@@ -34,7 +34,11 @@ func TestLimits(t *testing.T) {
 	if d := took(11, write); d < 150*time.Millisecond {
 		t.Fatalf("11 writes at 50 a second took %s", d)
 	}
-	if err := r.v.TryWrite(p, 0, 0, &completion{func(error) {}}, 0); !errors.Is(err, blockio.ErrBusy) {
+	err = nil
+	for i := 0; i < 20 && err == nil; i++ { // what one is worth may come meanwhile
+		err = r.v.TryWrite(p, 0, 0, &completion{func(error) {}}, 0)
+	}
+	if !errors.Is(err, blockio.ErrBusy) {
 		t.Fatalf("a write beyond the limit that may not wait: %v", err)
 	}
 	if d := took(100, func() error { return r.v.Read(ctx, p, 0) }); d > 2*time.Second {
