@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -232,7 +233,10 @@ func (c *Controller) forget(ctx context.Context, p state.VPool, done uuid.UUID, 
 	if len(waiting) > 0 {
 		return false, waiting, nil
 	}
-	if err := c.setKEKs(ctx, p.ID, keks[:KEKBytes], rev); err != nil {
+	switch err := c.setKEKs(ctx, p.ID, keks[:KEKBytes], rev); {
+	case errors.Is(err, state.ErrConflict): // another task forgot them, or a rotation has begun: look again
+		return false, nil, &jobs.Retry{Err: fmt.Errorf("forget the former keys: %w", err), After: time.Second}
+	case err != nil:
 		return false, nil, fmt.Errorf("forget the former keys: %w", err)
 	}
 	c.cfg.Log.Info("the former key encryption keys of a vpool are forgotten", "vpool", p.Name)
