@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	v1 "varve/control/api/customer"
@@ -30,7 +31,7 @@ import (
 //	DATA/join.new/control, tls, secrets     written while it runs: the cluster has admitted it
 //	DATA/join.new/ready                     all of them are there and durable: from here on there is one way, forward
 //	restart                                 of all of the appliance's processes (ErrRestart); with both locks held, before anything is opened:
-//	    what belongs to the old cluster of one gets the suffix .left
+//	    what belongs to the old cluster of one gets the suffix .left (in a directory that is a mount: goes to its .left)
 //	    ready becomes moved; what is new takes its place; join.new goes
 //
 // A crash before `ready` leaves the appliance what it was (and in the cluster a node that never comes, to be removed); one after it is met by
@@ -170,10 +171,7 @@ func moveJoin(data string) error {
 			if _, err := os.Lstat(from); errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
-			if err := os.RemoveAll(from + leftSuffix); err != nil {
-				return fmt.Errorf("put %s aside: %w", from, err)
-			}
-			if err := os.Rename(from, from+leftSuffix); err != nil {
+			if err := putAside(from); err != nil {
 				return fmt.Errorf("put %s aside: %w", from, err)
 			}
 		}
@@ -188,7 +186,7 @@ func moveJoin(data string) error {
 		}
 	}
 	for _, name := range []string{tlsName, controlName} {
-		err := os.Rename(filepath.Join(dir, name), filepath.Join(data, name))
+		err := putInPlace(filepath.Join(dir, name), filepath.Join(data, name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // it is there already
 			return fmt.Errorf("join: %w", err)
 		}
@@ -210,6 +208,77 @@ func moveJoin(data string) error {
 		}
 	}
 	return os.RemoveAll(dir)
+}
+
+// putAside gives what is at a path the suffix .left. The root of a file system (control and log may have disks of their own) cannot be
+// renamed: what is in it goes to its directory .left.
+func putAside(from string) error {
+	if err := os.RemoveAll(from + leftSuffix); err != nil {
+		return err
+	}
+	if err := os.Rename(from, from+leftSuffix); !errors.Is(err, syscall.EBUSY) {
+		return err
+	}
+	return emptyInto(from, filepath.Join(from, leftSuffix))
+}
+
+// emptyInto moves what is in a directory into one of its own. A cut between two entries leaves the rest for the next time.
+func emptyInto(dir, left string) error {
+	all, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	if err := durable.MakeDir(left); err != nil {
+		return err
+	}
+	for _, e := range all {
+		if e.Name() == filepath.Base(left) || e.Name() == "lost+found" {
+			continue
+		}
+		to := filepath.Join(left, e.Name())
+		if err := os.RemoveAll(to); err != nil { // of a join before
+			return err
+		}
+		if err := os.Rename(filepath.Join(dir, e.Name()), to); err != nil {
+			return err
+		}
+	}
+	return errors.Join(durable.SyncDir(left), durable.SyncDir(dir))
+}
+
+// putInPlace moves a directory to where there is none, or copies its files into the root of a file system.
+func putInPlace(from, to string) error {
+	// Which of them it is depends on whether there is something in the mounted directory.
+	if err := os.Rename(from, to); !errors.Is(err, syscall.EBUSY) && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return copyInto(from, to)
+}
+
+// copyInto copies a directory's files, which are few and short, durably.
+func copyInto(from, to string) error {
+	return filepath.WalkDir(from, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		at := filepath.Join(to, name)
+		if e.IsDir() {
+			return durable.MakeDir(at)
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		b, err := readShort(path, joinBytesMost)
+		if err != nil {
+			return err
+		}
+		return durable.Replace(filepath.Dir(at), filepath.Base(at), b, info.Mode().Perm())
+	})
 }
 
 func readShort(path string, most int64) ([]byte, error) {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -315,5 +316,58 @@ func TestUpdateByAPI(t *testing.T) {
 	_, _, err = client.Post[v1.Task](ctx, r.client, v1.RolloutStart{SHA256: strings.Repeat("0", 64)}, client.Change{}, "updates", "rollout")
 	if p, ok := errors.AsType[*v1.Problem](err); !ok || p.Code != "not_found" {
 		t.Errorf("a bundle that is not there: %v", err)
+	}
+}
+
+// TestJoinOnDisksOfTheirOwn: control and log are file systems of their own, which cannot be renamed.
+func TestJoinOnDisksOfTheirOwn(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	dir := t.TempDir()
+	file := func(name, text string) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{controlName, logName} {
+		path := filepath.Join(dir, name)
+		if err := os.Mkdir(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mount("tmpfs", path, "tmpfs", 0, "size=1m"); err != nil {
+			t.Skip("no mounts here: ", err)
+		}
+		t.Cleanup(func() {
+			if err := syscall.Unmount(path, syscall.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for round := range 2 { // the second finds what the first has left
+		old, fresh := fmt.Sprint("old", round), fmt.Sprint("new", round)
+		file("control/node.json", old)
+		file("control/raft/log", old)
+		file("log/0", old)
+		file("tls/server.pem", old)
+		file("join.new/control/node.json", fresh)
+		file("join.new/tls/server.pem", fresh)
+		file("join.new/ready", "")
+		if err := moveJoin(dir); err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string]string{"control/node.json": fresh, "control/.left/node.json": old, "control/.left/raft/log": old,
+			"log/.left/0": old, "tls/server.pem": fresh, "tls.left/server.pem": old} {
+			if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(b) != want {
+				t.Errorf("round %d: %s: %q %v", round, name, b, err)
+			}
+		}
+		for _, name := range []string{joinDir, "control/raft", "log/0"} {
+			if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+				t.Errorf("round %d: %s is there", round, name)
+			}
+		}
 	}
 }

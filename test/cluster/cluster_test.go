@@ -469,7 +469,9 @@ func TestClusterPartitionPauseFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		l.nodes[2].proc.Kill()
+		if p := l.nodes[2].proc; p != nil {
+			p.Kill()
+		}
 		if err := syscall.Unmount(small, syscall.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
