@@ -110,7 +110,7 @@ func (a customerAPI) JoinCluster(ctx context.Context, r v1.JoinClusterRequestObj
 			return nil, err
 		}
 		return nil, wouldDo("makes this appliance a node of another cluster", []string{"it restarts; its users, tokens and certificates are those of the cluster"},
-			nil, nil, "")
+			[]string{"its own users, tokens, settings, tasks, events and audit log"}, nil, "")
 	}
 	j, err := of.Join(ctx, r.Body.Token)
 	return v1.JoinCluster202JSONResponse(j), err
