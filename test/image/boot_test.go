@@ -372,8 +372,8 @@ func (tr *trial) status() (update.Status, error) {
 	return st, err
 }
 
-// apply has the machine update itself and restart. The image has the keys of whoever made it; here it is told the test's for this one start.
-func (tr *trial) apply(t *testing.T, bundle string) {
+// apply has the machine update itself and restart, and says when it was told to restart. The image has the keys of whoever made it; here it is told the test's for this one start.
+func (tr *trial) apply(t *testing.T, bundle string) (written time.Time) {
 	t.Helper()
 	_, err := tr.m.Exec(applyLimit, `set -e
 mkdir -p /run/bundles /run/keys; cp /etc/varve/* /run/keys/
@@ -381,10 +381,12 @@ mount -o ro /dev/disk/by-label/VARVE_UPDATES /run/bundles; cp /run/bundles/updat
 mount --bind /run/keys /etc/varve
 varve update apply /run/bundles/`+bundle+` >&2`)
 	must(t, err)
+	written = time.Now()
 	// It may be gone before it has answered; whether it restarted is seen in what runs then.
 	if _, err := tr.m.Exec(shortLimit, "systemctl --no-block reboot"); err != nil {
 		t.Logf("reboot: %v", err)
 	}
+	return written
 }
 
 func (tr *trial) update(t *testing.T) {
@@ -393,8 +395,7 @@ func (tr *trial) update(t *testing.T) {
 	st, err := tr.status()
 	must(t, err)
 	begin := time.Now()
-	tr.apply(t, nextBundle)
-	written := time.Now()
+	written := tr.apply(t, nextBundle)
 	until(t, bootLimit, func() error {
 		now, err := tr.status()
 		if err == nil && (now.Running == st.Running || now.Version != tr.next.version || now.Boot.Try != "" || now.Boot.Slot != now.Running) {
@@ -420,8 +421,7 @@ func (tr *trial) brokenUpdate(t *testing.T) {
 		return strings.Count(string(text), slot)
 	}
 	already := started()
-	tr.apply(t, brokenBundle)
-	begin := time.Now()
+	begin := tr.apply(t, brokenBundle)
 	until(t, bootLimit, func() error {
 		now, err := tr.status()
 		if err == nil && (now.Running != st.Running || now.Version != st.Version || now.Boot.Try != "" || now.Last == nil || now.Last.Version != brokenVersion || now.Last.Done) {
