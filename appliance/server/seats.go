@@ -4,14 +4,14 @@ import (
 	"runtime"
 	"sync"
 
-	"varve/gateway/nbd"
+	"varve/gateway/seat"
 )
 
-// nbdSeats are the process's seats for busy NBD connections, one for two cores, and the processors that go with them: the
+// seats are the process's for busy connections, one for two cores, and the processors that go with them: the
 // rest of the process has as many as it had.
-var nbdSeats = sync.OnceValue(func() *nbd.Seats {
+var seats = sync.OnceValue(func() *seat.Seats {
 	cores := runtime.GOMAXPROCS(0)
 	n := max(1, cores/2)
 	runtime.GOMAXPROCS(cores + n)
-	return nbd.NewSeats(n)
+	return seat.New(n, seat.Rules{})
 })

@@ -132,15 +132,15 @@ func (a *appliance) wire(ctx context.Context) error {
 	listener := func(which string) prometheus.Registerer {
 		return prometheus.WrapRegistererWith(prometheus.Labels{"listener": which}, a.metrics)
 	}
-	a.nbd = nbd.New(nbd.Config{Exports: names, TLS: nbdTLS, TLSConfig: tlsConfig, Seats: nbdSeats(),
+	a.nbd = nbd.New(nbd.Config{Exports: names, TLS: nbdTLS, TLSConfig: tlsConfig, Seats: seats(),
 		Log: nbdLog, Metrics: listener("network")})
 	a.nbdLocal = a.nbd
 	if nbdTLS == nbd.TLSRequired { // but not from programs of this host
-		a.nbdLocal = nbd.New(nbd.Config{Exports: names, Seats: nbdSeats(), Log: nbdLog, Metrics: listener("local")})
+		a.nbdLocal = nbd.New(nbd.Config{Exports: names, Seats: seats(), Log: nbdLog, Metrics: listener("local")})
 	}
 	nfsLog := log.With("component", component(a.raft.Cluster(), a.raft.ID(), "nfs"))
 	observed := newNFSMetrics(a.metrics, func() nfs.Stats { return a.nfs.Stats() })
-	a.nfs = nfs.New(nfs.Config{Namespace: exports.NewNFS(a.raft, store, a.volumes, a.pools, nfsLog).WithSnapshots(), Verifier: a.driver.Verifier,
+	a.nfs = nfs.New(nfs.Config{Seats: seats(), Namespace: exports.NewNFS(a.raft, store, a.volumes, a.pools, nfsLog).WithSnapshots(), Verifier: a.driver.Verifier,
 		Log: nfsLog, Observe: observed.observe})
 	if err := a.wireMachines(mounts{a}.Address, a.engine); err != nil {
 		return err

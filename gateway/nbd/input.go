@@ -17,7 +17,7 @@ func (c *conn) fill() error {
 	if c.tls {
 		return c.fillTLS()
 	}
-	if c.seat == nil && c.brisk() {
+	if c.seat == nil && c.srv.cfg.Seats.Brisk(&c.pace) {
 		c.seize()
 	}
 	for c.seat != nil {

@@ -22,7 +22,7 @@
 // whoever queued one sends, unless another is sending (it will look again) or the reader is in a burst (it sends at the end).
 // So sixteen requests in one segment cost one read, one commit and one write, and a request served from memory costs
 // neither a goroutine nor an allocation. A connection that is hardly ever at rest waits in the read itself and not in the
-// runtime's poller, which halves what waiting costs: seat.go.
+// runtime's poller, which halves what waiting costs: package seat.
 //
 // Lock order: conn.mu is the only lock of a connection and is never held while a Device is called, because a
 // Device may call Done while it holds locks of its own.

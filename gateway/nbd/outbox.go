@@ -230,13 +230,6 @@ func (c *conn) sentBytes(n int) {
 // tryWrite makes one attempt that does not block.
 func (c *conn) tryWrite() (int, error) {
 	c.gather()
-	if c.seat != nil {
-		c.writeOnce(c.seat.fd)
-		if c.werr == syscall.EAGAIN {
-			return 0, nil
-		}
-		return c.writeN, c.werr
-	}
 	if c.writeFn == nil {
 		c.writeFn = func(fd uintptr) bool { c.writeOnce(fd); return true }
 	}
@@ -254,10 +247,10 @@ func (c *conn) writeSome() (int, error) {
 	if c.tls {
 		return c.nc.Write(c.batch[0].data[c.sent:])
 	}
-	c.gather()
 	if c.seat != nil {
 		return c.writeSomeSeated()
 	}
+	c.gather()
 	if c.blockFn == nil {
 		c.blockFn = func(fd uintptr) bool { c.writeOnce(fd); return c.werr != syscall.EAGAIN }
 	}

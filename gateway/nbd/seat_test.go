@@ -5,6 +5,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"varve/gateway/seat"
 )
 
 // TestSeat: a busy connection is given the seat, keeps it while it is busy and whatever it asks for, and gives it back when it
@@ -13,8 +15,8 @@ func TestSeat(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
 			s, addr, _ := listen(t, network, Config{Exports: newExports(map[string]Device{"d": newMemory(64 << 20)}),
-				Seats: NewSeats(1), seating: seating{bursts: 8, within: time.Hour}})
-			taken := func(want int32) func() bool { return func() bool { return s.cfg.Seats.taken.Load() == want } }
+				Seats: seat.New(1, seat.Rules{Bursts: 8, Within: time.Hour})})
+			taken := func(want int) func() bool { return func() bool { return s.cfg.Seats.Taken() == want } }
 			first, second := attach(t, addr, "d", true), attach(t, addr, "d", false)
 			for round := range 3 {
 				var one, other []byte
@@ -35,7 +37,7 @@ func TestSeat(t *testing.T) {
 				first.pread(0, 512)
 			}
 			begun := time.Now()
-			for s.cfg.Seats.taken.Load() == 0 {
+			for s.cfg.Seats.Taken() == 0 {
 				first.pread(0, 512)
 				if time.Since(begun) > 30*time.Second {
 					t.Fatal("no seat for a busy connection")
@@ -57,16 +59,16 @@ func TestSeatEnds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newExports(map[string]Device{"d": newMemory(1 << 20)})
-			s, addr, stop := listen(t, "tcp", Config{Exports: e, Seats: NewSeats(1 << 10), seating: eager})
+			s, addr, stop := listen(t, "tcp", Config{Exports: e, Seats: seat.New(1<<10, eager)})
 			c := attach(t, addr, "d", true)
-			for s.cfg.Seats.taken.Load() == 0 {
+			for s.cfg.Seats.Taken() == 0 {
 				c.pread(0, 512)
 			}
 			if err := end(s, c, stop); err != nil {
 				t.Fatal(err)
 			}
 			c.closed()
-			waitFor(t, "the export to be released", func() bool { return e.openNow() == 0 && s.cfg.Seats.taken.Load() == 0 })
+			waitFor(t, "the export to be released", func() bool { return e.openNow() == 0 && s.cfg.Seats.Taken() == 0 })
 		})
 	}
 }

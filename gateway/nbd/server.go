@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
+
+	"varve/gateway/seat"
 )
 
 // TLSMode says what STARTTLS is to a server.
@@ -44,16 +46,14 @@ type Config struct {
 	Identify func(tls.ConnectionState) (string, error)
 
 	Limits Limits
-	// Seats, when set, are for busy connections (seat.go).
-	Seats *Seats
+	// Seats, when set, are for busy connections.
+	Seats *seat.Seats
 	// Quirks accepts what the client of pojntfx/go-nbd sends: client flags of 0, and GO with a length of 0 before its
 	// data. Meant for a local socket that serves only that client.
 	Quirks bool
 
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
-
-	seating seating // tests change it
 }
 
 // Limits on what clients can make the server spend. Zero values take the defaults named.
@@ -133,7 +133,6 @@ type Server struct {
 // New wires a server. Run starts it.
 func New(cfg Config) *Server {
 	cfg.Limits = cfg.Limits.withDefaults()
-	cfg.seating = cfg.seating.withDefaults()
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}

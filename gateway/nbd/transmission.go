@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"varve/gateway/seat"
 )
 
 // Why a connection ended that had not asked to.
@@ -32,8 +34,8 @@ const foreseenPairs = 4
 type conn struct {
 	srv     *Server
 	nc      net.Conn        // nil while seated
-	raw     syscall.RawConn // nil over TLS, and while seated
-	seat    *seat
+	raw     syscall.RawConn // of nc or the seat; nil over TLS
+	seat    *seat.Seat
 	tls     bool // or whatever else is not a socket of ours to read
 	dev     Device
 	release func()
@@ -69,8 +71,7 @@ type conn struct {
 	payloadFn func(fd uintptr) bool
 	readN     int
 	readErr   error
-	bursts    int       // since burstAt, about
-	burstAt   time.Time // when that began
+	pace      seat.Pace
 
 	held     atomic.Int64 // bytes of the node's payload budget
 	inStuck  atomic.Int64 // unix nanoseconds since which a payload has not grown, or 0

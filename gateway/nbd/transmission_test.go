@@ -17,6 +17,7 @@ import (
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 
+	"varve/gateway/seat"
 	"varve/volumedriver/blockio"
 )
 
@@ -34,14 +35,14 @@ func serveOne(t testing.TB, m Device, structured bool, limits Limits) (*client, 
 	t.Helper()
 	cfg := Config{Exports: newExports(map[string]Device{"d": m}), Limits: limits}
 	if structured {
-		cfg.Seats, cfg.seating = NewSeats(1<<10), eager
+		cfg.Seats = seat.New(1<<10, eager)
 	}
 	s, addr, _ := listen(t, "tcp", cfg)
 	return attach(t, addr, "d", structured), s, addr
 }
 
 // eager gives every connection a seat at its third burst: clients with structured replies are served so in these tests.
-var eager = seating{bursts: 1, within: time.Hour}
+var eager = seat.Rules{Bursts: 1, Within: time.Hour}
 
 // everyWay runs f with simple and with structured replies.
 func everyWay(t *testing.T, f func(t *testing.T, structured bool)) {
@@ -56,7 +57,7 @@ func TestReadWriteFlush(t *testing.T) {
 			m := newMemory(64 << 20)
 			cfg := Config{Exports: newExports(map[string]Device{"d": m})}
 			if structured {
-				cfg.Seats, cfg.seating = NewSeats(1<<10), eager
+				cfg.Seats = seat.New(1<<10, eager)
 			}
 			_, addr, _ := listen(t, network, cfg)
 			c := attach(t, addr, "d", structured)
@@ -726,7 +727,7 @@ func Test128ConnectionsSlowReaderNoHeadOfLine(t *testing.T) {
 			m.complete(run)
 		}
 	})
-	_, addr, stop := listen(t, "tcp", Config{Exports: newExports(map[string]Device{"d": m}), Limits: Limits{StuckTimeout: time.Minute}, Seats: NewSeats(1 << 10), seating: eager})
+	_, addr, stop := listen(t, "tcp", Config{Exports: newExports(map[string]Device{"d": m}), Limits: Limits{StuckTimeout: time.Minute}, Seats: seat.New(1<<10, eager)})
 	defer func() {
 		asking.Wait()
 		if err := stop(); err != nil {
@@ -859,10 +860,10 @@ func TestNoAllocation(t *testing.T) {
 	if testing.CoverMode() != "" || raceEnabled {
 		t.Skip("instrumented")
 	}
-	resting, seated := seating{bursts: 1 << 30}, eager
-	seated.rest = time.Second // a change allocates
-	for _, seating := range []seating{resting, seated} {
-		noAllocation(t, Config{Exports: newExports(map[string]Device{"d": newMemory(1 << 20)}), Seats: NewSeats(1), seating: seating})
+	resting, seated := seat.Rules{Bursts: 1 << 30}, eager
+	seated.Rest = time.Second // a change allocates
+	for _, rules := range []seat.Rules{resting, seated} {
+		noAllocation(t, Config{Exports: newExports(map[string]Device{"d": newMemory(1 << 20)}), Seats: seat.New(1, rules)})
 	}
 }
 
@@ -915,7 +916,7 @@ func TestManyClientsVerify(t *testing.T) {
 		}
 		return nil
 	}
-	_, addr, stop := listen(t, "tcp", Config{Exports: newExports(map[string]Device{"d": m}), Seats: NewSeats(1 << 10), seating: eager})
+	_, addr, stop := listen(t, "tcp", Config{Exports: newExports(map[string]Device{"d": m}), Seats: seat.New(1<<10, eager)})
 	var clients sync.WaitGroup
 	for id := range uint64(16) {
 		c := attach(t, addr, "d", id%2 == 0)

@@ -6,21 +6,19 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"varve/gateway/nfs/rpc"
+	"varve/gateway/seat"
 )
 
 // conn is one client connection. Its reader goroutine runs serve, its sender goroutine runs send; calls that wait for
 // storage have a goroutine each, at most Config.Inflight of them.
 type conn struct {
 	s        *Server
-	nc       net.Conn
-	raw      syscall.RawConn // nil when nc is not a socket
 	peer     netip.Addr
 	accepted time.Time
 	spoke    atomic.Bool // made a call that was not denied, as a client of some export
@@ -30,13 +28,16 @@ type conn struct {
 	in        rpc.Records
 	table     *exportTable
 	now       time.Time
-	deadline  time.Time
-	began     time.Time   // of the record that is not whole yet
+	began     time.Time // of the record that is not whole yet
+	pace      seat.Pace
+	timed     bool        // nc has a read deadline, unless stop has set one
 	replies   []byte      // of this burst
 	touched   []*openFile // to be kicked at the end of the burst
 	request   request     // the call at hand
 	contact   *contact    // of contactOf, what was written to last
 	contactOf uint64
+	mixed     bool // the burst has calls that do not wait for a sync, and for nothing else
+	syncOnly  int  // bursts in a row that were not; below 0, so many more must come first
 
 	// Calls in flight. mu is taken inside Done, so nothing is called with it held.
 	mu       sync.Mutex
@@ -53,6 +54,9 @@ type conn struct {
 
 	// What is to be sent.
 	outMu   sync.Mutex
+	nc      net.Conn        // nil while seated
+	seat    *seat.Seat      // changed by the reader alone, as nc and raw, and only while state is sendIdle
+	raw     syscall.RawConn // of nc or the seat; nil when nc is not a socket
 	drained sync.Cond
 	out     net.Buffers
 	owned   [][]byte // large buffers that out has parts of
@@ -115,13 +119,17 @@ func (c *conn) serve(ctx context.Context) {
 	c.mu.Unlock()
 	close(quit)
 	sender.Wait()
-	c.nc.Close()
+	c.closeSocket()
 }
 
 // stop makes the reader end as if the client had closed.
 func (c *conn) stop() {
 	c.stopping.Store(true)
-	c.nc.SetReadDeadline(time.Unix(1, 0))
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	if c.nc != nil { // a seated reader looks every few milliseconds
+		c.nc.SetReadDeadline(time.Unix(1, 0))
+	}
 }
 
 // lose closes the socket: replies cannot or must not be sent any more.
@@ -130,8 +138,8 @@ func (c *conn) lose() {
 	c.lost = true
 	c.mu.Unlock()
 	c.stopping.Store(true)
-	c.nc.Close()
 	c.outMu.Lock()
+	c.severLocked()
 	c.drained.Broadcast()
 	c.outMu.Unlock()
 }
@@ -148,11 +156,7 @@ func (c *conn) abandon() {
 func (c *conn) read(ctx context.Context) error {
 	c.now = c.accepted
 	for {
-		c.nc.SetReadDeadline(c.nextDeadline())
-		if c.stopping.Load() {
-			return nil
-		}
-		n, err := c.nc.Read(c.in.Space())
+		n, err := c.receive()
 		c.now = time.Now()
 		c.setReading(true)
 		c.in.Filled(n)
@@ -162,7 +166,9 @@ func (c *conn) read(ctx context.Context) error {
 		case burstErr != nil:
 			return burstErr
 		case err == nil:
-		case errors.Is(err, os.ErrDeadlineExceeded) && c.large() && !c.in.Partial() && !c.stopping.Load():
+		case c.stopping.Load():
+			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded) && c.large() && !c.in.Partial():
 			c.in.Shrink()
 			c.s.giveBuffer(c.replies)
 			c.replies, c.touched = nil, nil
@@ -243,14 +249,49 @@ func (c *conn) setReading(v bool) {
 
 // settle kicks the files that were submitted to and sends the replies there are.
 func (c *conn) settle(ctx context.Context) {
+	if len(c.touched) > 0 {
+		c.kick()
+	}
 	for i, f := range c.touched {
-		f.Kick()
 		c.s.files.put(f)
 		c.touched[i] = nil
 	}
 	c.touched = c.touched[:0]
 	c.replies = c.answerDone(ctx, c.replies)
 	c.flushReplies()
+}
+
+const (
+	// syncOnlyMin is after how many bursts of durable writes alone the reader is taken to have nothing else to do than to sync.
+	syncOnlyMin = 8
+	// syncInlineMax is how long a sync may keep the reader from the next calls; after one that takes longer it syncs none for
+	// slowSyncBursts.
+	syncInlineMax  = time.Millisecond
+	slowSyncBursts = 1024
+)
+
+// kick commits what was submitted. A client that only waits for durable writes is best served by one goroutine: the reader, which
+// syncs as well then. That spares two switches between threads for each sync. Where there are other calls, or syncs are slow, it
+// goes on reading instead.
+func (c *conn) kick() {
+	c.syncOnly++
+	if c.mixed {
+		c.syncOnly = min(c.syncOnly, 0)
+	}
+	c.mixed = false
+	if c.syncOnly < syncOnlyMin || c.in.Partial() {
+		for _, f := range c.touched {
+			f.Kick()
+		}
+		return
+	}
+	began := time.Now()
+	for _, f := range c.touched {
+		f.KickSync()
+	}
+	if time.Since(began) > syncInlineMax {
+		c.syncOnly = -slowSyncBursts
+	}
 }
 
 func (c *conn) flushReplies() {
@@ -412,165 +453,4 @@ func (c *conn) wait(ctx context.Context, n int64, run func() []byte) {
 		c.changed.Broadcast()
 		c.mu.Unlock()
 	}()
-}
-
-// flush sends b, or leaves to the sender what the socket does not take now. It returns the buffer to go on with: b's, or
-// another one when b's is large and was left to the sender.
-func (c *conn) flush(b []byte) []byte {
-	c.outMu.Lock()
-	if c.state != sendIdle {
-		b = c.leaveLocked(b, b, len(c.out))
-		c.outMu.Unlock()
-		return b
-	}
-	c.state = sendDirect
-	c.outMu.Unlock()
-
-	n, err := c.writeNow(b)
-	if err != nil {
-		c.lose()
-		n = len(b)
-	}
-
-	c.outMu.Lock()
-	defer c.outMu.Unlock()
-	if n < len(b) {
-		b = c.leaveLocked(b, b[n:], 0)
-	}
-	if len(c.out) == 0 {
-		c.state = sendIdle
-		return b[:0]
-	}
-	c.state = sendHanded
-	c.wakeSender()
-	return b[:0]
-}
-
-// largeBytes: a buffer that holds as much is handed over instead of copied.
-const largeBytes = 64 << 10
-
-// leaveLocked puts rest, the end of b, into out at place at, and returns the buffer to go on with.
-func (c *conn) leaveLocked(b, rest []byte, at int) []byte {
-	c.unsent += len(rest)
-	last := len(c.out) - 1
-	if len(rest) < largeBytes && at > 0 && at > last && cap(c.out[last])-len(c.out[last]) >= len(rest) {
-		c.out[last] = append(c.out[last], rest...)
-		return b[:0]
-	}
-	if len(rest) < largeBytes {
-		rest = append(make([]byte, 0, max(rpc.BufferBytesMin, len(rest))), rest...)
-		c.out = slices.Insert(c.out, at, rest)
-		return b[:0]
-	}
-	c.out = slices.Insert(c.out, at, rest)
-	c.owned = append(c.owned, b)
-	return c.s.takeBuffer()
-}
-
-// bufferBytes is the capacity of the buffers kept for large replies: a READ of 1 MiB and small ones beside it.
-const bufferBytes = TransferBytesMax + burstBytesMax + 4<<10
-
-// takeBuffer returns an empty buffer, giveBuffer takes back one that nobody uses; only those of bufferBytes are kept.
-func (s *Server) takeBuffer() []byte {
-	if b, ok := s.buffers.Get().(*[bufferBytes]byte); ok {
-		return b[:0]
-	}
-	return nil
-}
-
-func (s *Server) giveBuffer(b []byte) {
-	if cap(b) == bufferBytes {
-		s.buffers.Put((*[bufferBytes]byte)(b[:bufferBytes]))
-	}
-}
-
-// directWrite writes to a socket without waiting. The closure is made once, since making it for each write would allocate.
-type directWrite struct {
-	b   []byte
-	n   int
-	err error
-	try func(fd uintptr) bool
-}
-
-func (w *directWrite) init() {
-	w.try = func(fd uintptr) bool {
-		for w.n < len(w.b) {
-			n, err := syscall.Write(int(fd), w.b[w.n:])
-			if n > 0 {
-				w.n += n
-			}
-			switch err {
-			case nil, syscall.EINTR:
-			case syscall.EAGAIN:
-				return true
-			default:
-				w.err = err
-				return true
-			}
-		}
-		return true
-	}
-}
-
-// writeNow writes what the socket takes without waiting; the caller has set state to sendDirect.
-func (c *conn) writeNow(b []byte) (int, error) {
-	if c.raw == nil {
-		return 0, nil
-	}
-	w := &c.write
-	w.b, w.n, w.err = b, 0, nil
-	err := c.raw.Write(w.try)
-	if err == nil {
-		err = w.err
-	}
-	n := w.n
-	w.b = nil
-	return n, err
-}
-
-// send is the sender goroutine: it answers what completes while the reader waits for the client, and writes what the
-// socket did not take at once.
-func (c *conn) send(ctx context.Context, quit <-chan struct{}) {
-	var b []byte
-	for ended := false; !ended; {
-		select {
-		case <-c.wake:
-		case <-quit:
-			ended = true
-		}
-		b = c.answerDone(ctx, b[:0])
-		if len(b) > 0 {
-			b = c.flush(b)
-		}
-		c.writeOut()
-		if cap(b) > rpc.BufferBytesMin {
-			b = nil
-		}
-	}
-}
-
-// writeOut writes what was handed to the sender, waiting for the client.
-func (c *conn) writeOut() {
-	c.outMu.Lock()
-	defer c.outMu.Unlock()
-	for c.state == sendHanded {
-		if len(c.out) == 0 {
-			c.state = sendIdle
-			return
-		}
-		out, owned := c.out, c.owned
-		c.out, c.owned, c.unsent = nil, nil, 0
-		c.drained.Broadcast()
-		c.outMu.Unlock()
-		c.nc.SetWriteDeadline(time.Now().Add(stuckWriteTimeout))
-		_, err := out.WriteTo(c.nc)
-		c.nc.SetWriteDeadline(time.Time{})
-		if err != nil {
-			c.lose()
-		}
-		for _, b := range owned {
-			c.s.giveBuffer(b)
-		}
-		c.outMu.Lock()
-	}
 }

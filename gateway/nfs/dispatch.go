@@ -119,6 +119,9 @@ func (c *conn) take(ctx context.Context, record []byte) error {
 	if !p.waits {
 		c.replies, end = c.runProcedure(ctx, p, q, c.replies)
 	}
+	if end != submitted {
+		c.mixed = true
+	}
 	switch end {
 	case silent:
 		c.lose()

@@ -328,6 +328,9 @@ func (c *conn) submitWrite(ctx context.Context, q *request, b []byte, as pending
 	err := f.TryWrite(w.data, int64(w.off), w.flags(), c, p.tag)
 	if err == nil {
 		c.touch(f)
+		if w.stable == unstable {
+			c.mixed = true
+		}
 		return b, submitted
 	}
 	c.retire(p)

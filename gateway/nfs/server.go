@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"varve/gateway/nfs/portmap"
+	"varve/gateway/seat"
 )
 
 // Limits of the server; Config can lower or raise those that it names.
@@ -53,6 +54,8 @@ type Config struct {
 	Observe func(Observation)
 	// Connections and Inflight (per connection) replace their limits if they are above 0.
 	Connections, Inflight int
+	// Seats, when set, are for busy connections.
+	Seats *seat.Seats
 	// Drain, if above 0, is how long Run waits at its end for calls in flight, instead of 10 s.
 	Drain time.Duration
 }

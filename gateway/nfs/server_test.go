@@ -12,6 +12,7 @@ import (
 
 	"varve/gateway/nfs"
 	"varve/gateway/nfs/nfstest"
+	"varve/gateway/seat"
 )
 
 // served is a server with its namespace, as a test needs it.
@@ -34,6 +35,9 @@ func serve(t testing.TB, cfg nfs.Config, exports ...nfs.Export) *served {
 	cfg.Namespace = s.ns
 	if cfg.Verifier == nil {
 		cfg.Verifier = verifier
+	}
+	if cfg.Seats == nil { // for everybody, at the third burst; who rests for some milliseconds is back with the poller
+		cfg.Seats = seat.New(1<<10, seat.Rules{Bursts: 1, Within: time.Hour})
 	}
 	s.server = nfs.New(cfg)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

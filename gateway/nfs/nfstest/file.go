@@ -27,8 +27,8 @@ type Behaviour struct {
 	Lie atomic.Bool
 	// Fail, if it holds an error, is how every write and flush ends.
 	Fail atomic.Pointer[error]
-	// Flushes and Kicks count.
-	Flushes, Kicks atomic.Int64
+	// Flushes, Kicks (of all kinds) and KickSyncs count.
+	Flushes, Kicks, KickSyncs atomic.Int64
 }
 
 // File is a sparse file in memory in two versions: what reads see, and what would survive a power cut.
@@ -267,7 +267,11 @@ func (f *File) Kick() {
 }
 
 // KickSync implements nfs.File.
-func (f *File) KickSync() { f.Kick() }
+func (f *File) KickSync() {
+	f.n.Behave.KickSyncs.Add(1)
+	f.wait(context.Background())
+	f.Kick()
+}
 
 // FlushInline implements nfs.File.
 func (f *File) FlushInline() error { return f.flush() }
