@@ -181,7 +181,7 @@ func raise(a *atomic.Int64, to int64) {
 type completion struct{ end func(error) }
 
 func (c *completion) Done(_ uint64, err error) { c.end(err) }
-func (c *completion) Settle()                  {}
+func (c *completion) Settle(bool)              {}
 
 // image reads a recovered volume.
 func image(v *Volume, blocks uint64) ([]uint64, error) {

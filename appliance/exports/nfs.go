@@ -125,10 +125,10 @@ func (n *NFS) attr(i state.Inode) nfs.Attr {
 	case state.Symlink:
 		a.Size, a.Used = int64(len(i.Target)), int64(len(i.Target))
 	case state.File:
-		if info, ok := n.volumes.Info(i.Volume); ok {
-			a.Size, a.Used = info.Size, info.Used
-			if info.Accepted > 0 { // until then the engine's mtime is that of the first opening
-				a.Mtime = info.ModTime
+		if size, used, changed, ok := n.volumes.Attr(i.Volume); ok {
+			a.Size, a.Used = size, used
+			if !changed.IsZero() {
+				a.Mtime = changed
 			}
 			if a.Mtime.After(a.Ctime) {
 				a.Ctime = a.Mtime

@@ -28,6 +28,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -233,6 +234,19 @@ func (s *Volumes) Info(id uuid.UUID) (volumedriver.Info, bool) {
 		return v.Info(), true
 	}
 	return s.driver.Stat(id)
+}
+
+// Attr is what a file's attributes need of Info; changed is zero when the volume never was.
+func (s *Volumes) Attr(id uuid.UUID) (size, used int64, changed time.Time, ok bool) {
+	if v, ok := s.opened(id); ok {
+		size, used, changed = v.Attr()
+		return size, used, changed, true
+	}
+	info, ok := s.driver.Stat(id)
+	if info.Accepted > 0 {
+		changed = info.ModTime
+	}
+	return info.Size, info.Used, changed, ok
 }
 
 // Delete removes what the engine holds of a volume. Its users get blockio.ErrClosed from then on.

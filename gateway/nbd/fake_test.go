@@ -198,7 +198,7 @@ func (m *memory) complete(run []completion) {
 		m.mu.Unlock()
 		e.c.Done(e.tag, e.err)
 		if i == len(run)-1 || run[i+1].c != e.c {
-			e.c.Settle()
+			e.c.Settle(true)
 		}
 	}
 }

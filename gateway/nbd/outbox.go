@@ -82,7 +82,7 @@ func (c *conn) Done(tag uint64, err error) {
 }
 
 // Settle implements blockio.Completer: it sends what Done queued, unless the reader is about to.
-func (c *conn) Settle() {
+func (c *conn) Settle(bool) {
 	c.mu.Lock()
 	if !c.bursting {
 		c.sendLocked()

@@ -494,5 +494,5 @@ func (c *conn) unslot(tag uint16) {
 // finished ends a request of a worker as Done and Settle end those of the device.
 func (c *conn) finished(tag uint16, err error) {
 	c.Done(uint64(tag), err)
-	c.Settle()
+	c.Settle(true)
 }

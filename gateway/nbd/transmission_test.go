@@ -575,7 +575,7 @@ func (o *ownFlush) FlushInline() error {
 func (o *ownFlush) TryFlush(c blockio.Completer, tag uint64) error {
 	if !o.wrote {
 		c.Done(tag, nil)
-		c.Settle()
+		c.Settle(true)
 		return nil
 	}
 	return o.memory.TryFlush(c, tag)

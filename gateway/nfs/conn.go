@@ -19,6 +19,7 @@ import (
 // storage have a goroutine each, at most Config.Inflight of them.
 type conn struct {
 	s        *Server
+	ctx      context.Context // of its calls; of what Settle answers
 	peer     netip.Addr
 	accepted time.Time
 	spoke    atomic.Bool // made a call that was not denied, as a client of some export
@@ -48,9 +49,11 @@ type conn struct {
 	spare    []*pending
 	inflight int
 	waiting  int64 // bytes of calls that wait for storage
-	reading  bool  // the reader is in a burst and will look at done before it waits
-	lost     bool  // an outcome is unknown, or the socket failed: nothing more is answered
-	forsaken bool  // do not wait for calls in flight
+	settling bool  // Settle answers what is done, with settled
+	settled  []byte
+	reading  bool // the reader is in a burst and will look at done before it waits
+	lost     bool // an outcome is unknown, or the socket failed: nothing more is answered
+	forsaken bool // do not wait for calls in flight
 
 	// What is to be sent.
 	outMu   sync.Mutex
@@ -106,6 +109,7 @@ func newConn(s *Server, nc net.Conn, peer netip.Addr, now time.Time) *conn {
 // their replies and closes.
 func (c *conn) serve(ctx context.Context) {
 	quit := make(chan struct{})
+	c.ctx = ctx
 	var sender sync.WaitGroup
 	sender.Go(func() { c.send(ctx, quit) })
 
@@ -113,7 +117,7 @@ func (c *conn) serve(ctx context.Context) {
 		c.s.log.Debug("nfs connection ended", "client", c.peer, "err", err)
 	}
 	c.mu.Lock()
-	for c.inflight > 0 && !c.forsaken {
+	for (c.inflight > 0 || c.settling) && !c.forsaken {
 		c.changed.Wait()
 	}
 	c.mu.Unlock()
@@ -375,15 +379,38 @@ func (c *conn) Done(tag uint64, err error) {
 	c.mu.Unlock()
 }
 
-// Settle implements blockio.Completer.
-func (c *conn) Settle() {
+// Settle implements blockio.Completer. What the reader does not answer is answered here, unless that keeps others waiting: then by
+// the sender, at the price of waking it.
+func (c *conn) Settle(alone bool) {
 	c.mu.Lock()
-	reading := c.reading
+	reading, here := c.reading, alone && !c.reading && !c.settling
+	if here {
+		c.settling = true
+	}
 	c.changed.Broadcast()
 	c.mu.Unlock()
-	if !reading {
+	switch {
+	case reading:
+	case here:
+		c.settleHere()
+	default:
 		c.wakeSender()
 	}
+}
+
+// settleHere answers what is done; c.settling is true.
+func (c *conn) settleHere() {
+	b := c.answerDone(c.ctx, c.settled[:0])
+	if len(b) > 0 {
+		b = c.flush(b)
+	}
+	if c.settled = b; cap(b) > largeBytes {
+		c.settled = nil
+	}
+	c.mu.Lock()
+	c.settling = false
+	c.changed.Broadcast()
+	c.mu.Unlock()
 }
 
 func (c *conn) wakeSender() {

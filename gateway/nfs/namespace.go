@@ -117,7 +117,7 @@ type Entry struct {
 // that reads a connection. What changes anything is durable when it returns nil.
 //
 // Attr is the only source of attributes, so a File's writes must show in it (size, mtime, ctime, used) as soon as their
-// Done was called, or the blocking method has returned.
+// Done was called, or the blocking method has returned. It is asked by Completers.
 type Namespace interface {
 	Exports() []Export
 	// Attr returns the inode's attributes. Generation 0 asks for whatever generation there is. ErrStale when it is gone.
@@ -144,7 +144,7 @@ type Namespace interface {
 	ReadDir(ctx context.Context, fsid, dir uint64, after uint64, max int) (entries []Entry, eof bool, err error)
 	// Space of the file system in bytes and inodes; avail is what is left for an ordinary user.
 	Space(ctx context.Context, fsid uint64) (total, free, avail uint64, files, ffree uint64, err error)
-	// Open gives access to a regular file's volume until release is called.
+	// Open gives access to a regular file's volume until release is called, which waits for nothing.
 	Open(ctx context.Context, fsid, inode uint64) (f File, release func(), err error)
 }
 

@@ -101,7 +101,7 @@ func (w *writer) Done(_ uint64, err error) {
 }
 
 // Settle implements blockio.Completer.
-func (w *writer) Settle() {}
+func (w *writer) Settle(bool) {}
 
 // write submits one; what has to wait is written on the spot.
 func (w *writer) write(ctx context.Context, p []byte, off int64, f blockio.Flags) error {

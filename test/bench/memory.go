@@ -223,7 +223,7 @@ func steadyMemory(ctx context.Context, dir string) error {
 type nothing struct{ ended chan struct{} }
 
 func (n *nothing) Done(uint64, error) { n.ended <- struct{}{} }
-func (*nothing) Settle()              {}
+func (*nothing) Settle(bool)          {}
 
 // allocations counts them, whoever makes them, for each read of a block that is at hand and each write into the log.
 func (l *lab) allocations(ctx context.Context, v *volumedriver.Volume, p []byte) error {

@@ -16,7 +16,7 @@
 //		}
 //	}
 //
-// The volume driver calls Done once for each accepted request, from whichever goroutine committed it, and then Settle
+// The volume driver calls Done once for each accepted request, from whichever goroutine committed or synced it, and then Settle
 // once for each Completer that it told something. So a burst of sixteen writes costs one read, one log write and one reply.
 package blockio
 
@@ -36,13 +36,14 @@ const (
 )
 
 // Completer is told the end of submitted requests. Both methods may be called from any goroutine, also from inside the
-// Try method or Kick of the one that submitted; they must not block on the network and must not call the volume driver.
+// Try method or Kick of the one that submitted; they must not block on the network and must not call the volume driver, of which Settle may only ask a volume's attributes.
 // The dynamic type must be comparable, such as a pointer.
 type Completer interface {
 	// Done ends the request that was submitted with tag. err is nil when the request is as durable as it asked to be.
 	Done(tag uint64, err error)
-	// Settle follows a run of Done calls: whatever they queued should now be sent.
-	Settle()
+	// Settle follows a run of Done calls: whatever they queued should now be sent. alone: nobody else was told anything, so that it
+	// keeps nobody waiting if it takes the time to do that on this goroutine.
+	Settle(alone bool)
 }
 
 // Extent is a run of bytes of a volume with one allocation state.

@@ -489,7 +489,7 @@ func noteSettle(list []blockio.Completer, c blockio.Completer) []blockio.Complet
 
 func settle(list []blockio.Completer) []blockio.Completer {
 	for _, c := range list {
-		c.Settle()
+		c.Settle(len(list) == 1)
 	}
 	clear(list)
 	return list[:0]

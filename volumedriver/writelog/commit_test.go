@@ -35,7 +35,7 @@ func (o *order) say(format string, a ...any) {
 func (o *order) Logged(g *Logged)              { o.say("logged %d in %d", g.Seq, g.Batch) }
 func (o *order) LogFailed(seq uint64, _ error) { o.say("failed %d", seq) }
 func (o *order) Done(tag uint64, err error)    { o.say("done %d %v", tag, err) }
-func (o *order) Settle()                       { o.say("settle") }
+func (o *order) Settle(bool)                   { o.say("settle") }
 
 func (o *order) is(t *testing.T, want ...string) {
 	t.Helper()
@@ -684,7 +684,7 @@ type nothing struct{}
 func (*nothing) Logged(*Logged)          {}
 func (*nothing) LogFailed(uint64, error) {}
 func (*nothing) Done(uint64, error)      {}
-func (*nothing) Settle()                 {}
+func (*nothing) Settle(bool)             {}
 
 // discard is a file system whose writes go nowhere.
 type discard struct{ vfs.File }

@@ -37,7 +37,7 @@ type client struct{ ended chan struct{} }
 func (c *client) Logged(*Logged)           {}
 func (c *client) LogFailed(uint64, error)  {}
 func (c *client) Done(_ uint64, err error) { c.ended <- struct{}{} }
-func (c *client) Settle()                  {}
+func (c *client) Settle(bool)              {}
 
 // TestGather: what a sync of 300 us makes of clients that write durably and think in between. The clock is the test's.
 func TestGather(t *testing.T) {

@@ -193,7 +193,7 @@ func (l *Log) Sync(ctx context.Context, upto uint64) error {
 type oneResult chan error
 
 func (c oneResult) Done(_ uint64, err error) { c <- err }
-func (c oneResult) Settle()                  {}
+func (c oneResult) Settle(bool)              {}
 
 // SyncAsync is for FLUSH: it reports true if the batches up to upto are durable, and else tells done when they are, or with
 // ErrFenced. A batch that is still open has to be kicked by someone.
@@ -211,7 +211,7 @@ func (l *Log) SyncAsync(upto uint64, done blockio.Completer, tag uint64) (comple
 	if err := l.Err(); err != nil {
 		l.smu.Unlock()
 		done.Done(tag, err)
-		done.Settle()
+		done.Settle(true)
 		return false
 	}
 	defer l.smu.Unlock()

@@ -301,7 +301,7 @@ func (e *ends) Done(tag uint64, err error) {
 	e.done[tag] = err
 }
 
-func (e *ends) Settle() {
+func (e *ends) Settle(bool) {
 	e.mu.Lock()
 	e.settled++
 	e.mu.Unlock()

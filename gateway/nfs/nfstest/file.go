@@ -253,7 +253,7 @@ func (f *File) Kick() {
 			told[r.c] = struct{}{}
 		}
 		for c := range told {
-			c.Settle()
+			c.Settle(len(told) == 1)
 		}
 	}
 	if f.n.Behave.Background.Load() {
