@@ -271,7 +271,7 @@ const (
 	// syncInlineMax is how long a sync may keep the reader from the next calls; after one that takes longer it syncs none for
 	// slowSyncBursts.
 	syncInlineMax  = time.Millisecond
-	slowSyncBursts = 1024
+	slowSyncBursts = 16
 )
 
 // kick commits what was submitted. A client that only waits for durable writes is best served by one goroutine: the reader, which

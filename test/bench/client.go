@@ -130,23 +130,25 @@ func piece(n int) []byte {
 }
 
 // pipeline keeps depth operations in flight until more says that there are enough, and waits for all. submit must see to it
-// that done is called once. The outcome is about the operations that counts names (nil: all).
+// that done is called once; the next operation is submitted in it. The outcome is about the operations that counts names (nil: all).
 func pipeline(depth int, more, counts func(i int) bool, submit func(i int, done func(error))) (outcome, error) {
 	var (
 		mu    sync.Mutex // guards what follows
+		next  int
 		first error
 		took  []time.Duration
+		lanes sync.WaitGroup
 	)
-	free := make(chan struct{}, depth)
-	start := time.Now()
-	for i := 0; more(i); i++ {
-		free <- struct{}{}
+	var lane func()
+	lane = func() {
 		mu.Lock()
-		failed := first != nil
+		i := next
+		over := first != nil || !more(i)
+		next++
 		mu.Unlock()
-		if failed {
-			<-free
-			break
+		if over {
+			lanes.Done()
+			return
 		}
 		begun := time.Now()
 		submit(i, func(err error) {
@@ -158,12 +160,15 @@ func pipeline(depth int, more, counts func(i int) bool, submit func(i int, done 
 				took = append(took, d)
 			}
 			mu.Unlock()
-			<-free
+			lane()
 		})
 	}
+	start := time.Now()
+	lanes.Add(depth)
 	for range depth {
-		free <- struct{}{}
+		lane()
 	}
+	lanes.Wait()
 	return summary(took, time.Since(start)), first
 }
 

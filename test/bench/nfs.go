@@ -92,6 +92,9 @@ func (s *server) mount() (*nfsclient.Client, nfsclient.Handle, error) {
 		return nil, "", err
 	}
 	c, err := nfsclient.Dial(s.nfsAddr)
+	if err == nil {
+		c.Cork() // as Linux's client does
+	}
 	return c, root, err
 }
 

@@ -89,6 +89,8 @@ type Client struct {
 
 	sending sync.Mutex
 	out     *bufio.Writer
+	corks   bool // Cork was called
+	corked  bool // replies are being looked at, at whose end what was submitted meanwhile is sent
 
 	mu      sync.Mutex // guards pending, xid, failed
 	pending map[uint32]func(*Decoder, error)
@@ -149,8 +151,33 @@ func (c *Client) Submit(program, proc uint32, args []byte, done func(*Decoder, e
 	c.out.Write(head)
 	c.out.Write(c.auth)
 	c.out.Write(args)
+	if !c.corked {
+		c.flushLocked()
+	}
+}
+
+// Cork makes the client send what is submitted while it looks at replies when it has seen all that have arrived, in one piece. Linux's
+// client does so: it corks its socket while calls wait to be sent. A done must not wait for other calls then.
+func (c *Client) Cork() {
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	c.corks = true
+}
+
+// flushLocked sends what is in out; sending is held.
+func (c *Client) flushLocked() {
 	if err := c.out.Flush(); err != nil {
 		c.conn.Close()
+	}
+}
+
+// cork is told before each reply is read, and how much of the replies has arrived.
+func (c *Client) cork(arrived int) {
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	if more := c.corks && arrived > 0; more != c.corked {
+		c.corked = more
+		c.flushLocked()
 	}
 }
 
@@ -171,6 +198,7 @@ func (c *Client) readReplies() {
 func (c *Client) readAll() error {
 	in := bufio.NewReaderSize(c.conn, 256<<10)
 	for {
+		c.cork(in.Buffered())
 		var record []byte
 		for last := false; !last; {
 			var mark [4]byte

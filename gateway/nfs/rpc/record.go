@@ -15,6 +15,8 @@ const (
 	BufferBytesMin = 4 << 10
 	// idleBufferBytesMax is the largest buffer that Shrink leaves alone.
 	idleBufferBytesMax = 64 << 10
+	// burstBufferBytesMax is how long the buffer gets only because more has arrived than it held.
+	burstBufferBytesMax = 256 << 10
 )
 
 var (
@@ -35,13 +37,13 @@ type Records struct {
 	fragments int
 }
 
-// Space returns where to read into; it is never empty. A buffer that the last read has filled is doubled, up to what a connection
-// at rest may keep: more is waiting, and records that are taken together are committed and answered together.
+// Space returns where to read into; it is never empty. A buffer that the last read has filled is doubled, up to
+// burstBufferBytesMax: more is waiting, and records that are taken together are committed and answered together.
 func (s *Records) Space() []byte {
 	switch {
 	case s.buf == nil:
 		s.buf = make([]byte, BufferBytesMin)
-	case s.w == len(s.buf) && len(s.buf) < idleBufferBytesMax:
+	case s.w == len(s.buf) && len(s.buf) < burstBufferBytesMax:
 		grown := make([]byte, 2*len(s.buf))
 		s.w = copy(grown, s.buf[s.r:s.w])
 		s.r, s.buf = 0, grown
