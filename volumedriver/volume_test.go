@@ -24,6 +24,7 @@ import (
 	"varve/volumedriver/blockio"
 	"varve/volumedriver/sco"
 	"varve/volumedriver/vfs"
+	"varve/volumedriver/writelog"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -726,5 +727,52 @@ func TestClaim(t *testing.T) {
 	must(t, d.Claim(ctx, testPool, store))
 	if err := d.Claim(ctx, testPool, backendtest.NewMem()); !errors.Is(err, ErrStrangeBackend) {
 		t.Errorf("an empty store in the place of a used one: %v", err)
+	}
+}
+
+// asker asks for the volume's attributes in Settle, as an NFS connection does.
+type asker struct {
+	v    *Volume
+	told atomic.Int64
+}
+
+func (a *asker) Done(uint64, error) { a.told.Add(1) }
+func (a *asker) Settle(bool)        { a.v.Attr() }
+
+// TestSettleAsksForAttributes: also where the log is kicked by somebody who holds the volume's order, as a snapshot does that finds
+// the batch full.
+func TestSettleAsksForAttributes(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	d := startOn(t, vfs.NewMem(1), lazy, backendtest.NewMem(), time.Second)
+	a := &asker{v: create(t, d, testVolume, 1<<30)}
+	for round := range 10 {
+		given := int64(0)
+		for i := range int64(1 << 20) { // until the batch is full; nobody kicks
+			a.v.order.Lock()
+			err := d.wal.Append(writelog.Record{Volume: testVolume, Seq: a.v.seq + 1, Kind: writelog.Zero, LBA: uint64(i), Blocks: 1}, nil, a.v, false, a, 0)
+			if err == nil {
+				a.v.seq++
+			}
+			a.v.order.Unlock()
+			if err != nil {
+				if !errors.Is(err, blockio.ErrBusy) {
+					t.Fatal(err)
+				}
+				break
+			}
+			given++
+		}
+		if given == 0 {
+			t.Fatal("no write was taken")
+		}
+		if _, err := a.v.Snapshot(ctx, SnapshotSpec{ID: uuid.New(), Name: fmt.Sprint(round)}); err != nil {
+			t.Fatal(err)
+		}
+		must(t, a.v.Flush(ctx))
+		if size, used, changed := a.v.Attr(); size != 1<<30 || used > size || changed.IsZero() || a.told.Swap(0) != given {
+			t.Fatal(size, used, changed, given)
+		}
+		must(t, d.Drain(ctx))
 	}
 }
