@@ -140,8 +140,8 @@ func (a *appliance) wire(ctx context.Context) error {
 	}
 	nfsLog := log.With("component", component(a.raft.Cluster(), a.raft.ID(), "nfs"))
 	observed := newNFSMetrics(a.metrics, func() nfs.Stats { return a.nfs.Stats() })
-	a.nfs = nfs.New(nfs.Config{Seats: seats(), Namespace: exports.NewNFS(a.raft, store, a.volumes, a.pools, nfsLog).WithSnapshots(), Verifier: a.driver.Verifier,
-		Log: nfsLog, Observe: observed.observe})
+	a.nfs = nfs.New(nfs.Config{Namespace: exports.NewNFS(a.raft, store, a.volumes, a.pools, nfsLog).WithSnapshots(), Verifier: a.driver.Verifier,
+		Seats: seats(), Log: nfsLog, Observe: observed.observe})
 	if err := a.wireMachines(mounts{a}.Address, a.engine); err != nil {
 		return err
 	}

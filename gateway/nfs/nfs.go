@@ -18,10 +18,12 @@
 //	}
 //
 // So sixteen writes cost one read, one log write and one reply. Calls that wait hold up nobody: replies go out in the order
-// of their ends. What completes while the reader waits for the client is answered by who completed it (Settle), or, where that would
-// keep others waiting, by the connection's sender goroutine, which also writes what the socket did not take; a client that does not read its replies is no longer read from. A connection that is
-// hardly ever at rest waits in the read itself and not in the runtime's poller (package seat), and one whose calls only wait for syncs
-// has its reader sync (kick): then one thread does all between the client's call and the disk.
+// of their ends. What completes while the reader waits for the client is answered by who completed it (Settle), or, where that
+// would keep others waiting, by the connection's sender goroutine, which also writes what the socket did not take; a client that
+// does not read its replies is no longer read from.
+//
+// A connection that is hardly ever at rest waits in the read itself and not in the runtime's poller (package seat), and one whose
+// calls only wait for syncs has its reader sync (kick): then one thread does all between the client's call and the disk.
 //
 // # What is promised
 //

@@ -18,7 +18,7 @@
 //
 // Measured on a 2-core KVM guest with one NBD client, 4 KiB, against the same server without seats: CPU per read at queue depth
 // 16 from 18.3 to 12.8 us, per write from 16.1 to 15.0; writes with a flush after each, one at a time, 24 % more of them at 65 % of
-// the CPU.
+// the CPU; over NFS with its reader syncing itself, 16 durable writes in flight, 28 % more at two thirds of the CPU.
 package seat
 
 import (
