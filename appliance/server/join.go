@@ -273,7 +273,7 @@ func copyInto(from, to string) error {
 		if err != nil {
 			return err
 		}
-		b, err := readShort(path, joinBytesMost)
+		b, err := os.ReadFile(path) // what a node needs to join is small
 		if err != nil {
 			return err
 		}
@@ -281,13 +281,18 @@ func copyInto(from, to string) error {
 	})
 }
 
+// readShort reads a file that is at most so long.
 func readShort(path string, most int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, most))
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(b)) > most {
+		err = fmt.Errorf("%s is longer than %d bytes", path, most)
+	}
+	return b, err
 }
 
 // finishJoin completes a join, at the start of the unit that has control. The caller holds its lock; the data's is the gateway's, which gives

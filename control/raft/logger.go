@@ -2,9 +2,11 @@ package raft
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log"
 	"log/slog"
+	"slices"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -36,7 +38,25 @@ func slogLevel(l hclog.Level) slog.Level {
 }
 
 func (h *hclogger) Log(l hclog.Level, msg string, args ...any) {
-	h.log.Log(context.Background(), slogLevel(l), msg, args...)
+	if !h.enabled(l) {
+		return
+	}
+	h.log.Log(context.Background(), slogLevel(l), msg, written(args)...)
+}
+
+// written gives args with hclog's lists of a format and its operands as what they print.
+func written(args []any) []any {
+	for i, a := range args {
+		f, ok := a.(hclog.Format)
+		if !ok || len(f) == 0 {
+			continue
+		}
+		args = slices.Clone(args)
+		if format, ok := f[0].(string); ok {
+			args[i] = fmt.Sprintf(format, f[1:]...)
+		}
+	}
+	return args
 }
 func (h *hclogger) Trace(msg string, args ...any) { h.Log(hclog.Trace, msg, args...) }
 func (h *hclogger) Debug(msg string, args ...any) { h.Log(hclog.Debug, msg, args...) }
@@ -57,7 +77,7 @@ func (h *hclogger) ImpliedArgs() []any { return h.args }
 func (h *hclogger) Name() string       { return h.name }
 
 func (h *hclogger) With(args ...any) hclog.Logger {
-	return &hclogger{log: h.log.With(args...), name: h.name, args: append(h.args[:len(h.args):len(h.args)], args...)}
+	return &hclogger{log: h.log.With(written(args)...), name: h.name, args: append(h.args[:len(h.args):len(h.args)], args...)}
 }
 
 func (h *hclogger) Named(name string) hclog.Logger { return h.ResetNamed(h.name + "." + name) }
