@@ -41,10 +41,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
@@ -332,40 +330,6 @@ func (b *base) sameBucket() error {
 	}
 	return &UsageError{fmt.Sprintf("--s3 names %s, which is not where vPool %s of this appliance is", vpool.URL(want), DefaultPool),
 		"leave --s3 out; make another vPool with varve vpool create"}
-}
-
-// nodeSpec is what this node says of itself.
-func (b *base) nodeSpec(l *listeners) state.NodeSpec {
-	host := hostAddress()
-	address := func(list []net.Listener) string {
-		if a := first(list); a != "" {
-			return reachable(a, host)
-		}
-		return ""
-	}
-	spec := state.NodeSpec{Name: node.HostName(), Role: state.RoleMaster, Peer: address(l.node), NBD: address(l.nbd), NFS: address(l.nfs),
-		HTTPS: address(l.https), Version: b.cfg.Version, LevelMax: state.LevelMax}
-	if b.cfg.Unit == UnitGateway { // control has these doors, and records them
-		spec.Peer, spec.HTTPS = "", ""
-		if self, err := b.nodes.Self(); err == nil {
-			spec.Peer, spec.HTTPS = self.Peer, self.HTTPS
-		}
-	}
-	return spec
-}
-
-// hostAddress is the address that others most likely reach this host by: that of the default route, else loopback.
-func hostAddress() string {
-	c, err := net.DialTimeout("udp", "192.0.2.1:9", time.Second) // sends nothing
-	if err != nil {
-		return "127.0.0.1"
-	}
-	defer c.Close()
-	host, _, err := net.SplitHostPort(c.LocalAddr().String())
-	if err != nil {
-		return "127.0.0.1"
-	}
-	return host
 }
 
 // component is the id that this process's log lines carry: cluster, node, service.

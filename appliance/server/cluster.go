@@ -55,8 +55,9 @@ func (b *base) openControl(ctx context.Context) error {
 	if b.doors != nil && len(b.doors.node) > 0 {
 		ln := b.doors.node[0]
 		c, err := cluster.New(cluster.Config{Dir: dir, Cluster: id, Self: self, PKI: b.tls, Listener: ln,
-			Advertise: reachable(first(b.doors.node), hostAddress()), Version: b.cfg.Version, Secrets: func() ([]byte, error) { return secrets.BundleOf(b.cfg.Data) },
-			Log: b.cfg.Log.With("component", component(id, self, "cluster"))})
+			Advertise: func() string { return b.nodeSpec(b.doors).Peer }, Version: b.cfg.Version,
+			Secrets: func() ([]byte, error) { return secrets.BundleOf(b.cfg.Data) },
+			Log:     b.cfg.Log.With("component", component(id, self, "cluster"))})
 		if err != nil {
 			return err
 		}

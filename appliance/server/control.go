@@ -100,7 +100,7 @@ func (a *appliance) runControl(ctx context.Context, ready func(Summary)) error {
 	defer context.AfterFunc(coreCtx, func() { stopOuter(errCore) })()
 	g, run := errgroup.WithContext(outer)
 	g.Go(func() error { return named("control socket", a.controlServer().Serve(run, a.doors.control)) })
-	g.Go(func() error { return a.keepDoors(run) })
+	g.Go(func() error { return a.keepAddresses(run) })
 	g.Go(func() error { return a.keepCertificates(run) })
 	g.Go(func() error { return a.untilJoined(run) })
 	g.Go(func() error { return watchdog(run, a.cfg.Log, func(context.Context) error { return a.raft.Err() }) })
@@ -116,22 +116,6 @@ func (a *appliance) runControl(ctx context.Context, ready func(Summary)) error {
 	err := g.Wait()
 	stopInner()
 	return errors.Join(core.Wait(), err, a.close())
-}
-
-// keepDoors records where this unit's doors are, once the gateway has registered the node.
-func (a *appliance) keepDoors(ctx context.Context) error {
-	mine := a.nodeSpec(a.doors)
-	return tick(ctx, time.Second, func() {
-		self, err := a.nodes.Self()
-		if err != nil || self.Peer == mine.Peer && self.HTTPS == mine.HTTPS {
-			return
-		}
-		spec := self.NodeSpec
-		spec.Peer, spec.HTTPS = mine.Peer, mine.HTTPS
-		if err := a.nodes.Register(ctx, spec); err != nil && ctx.Err() == nil {
-			a.cfg.Log.Warn("where this node is reached could not be recorded, it is tried again", "err", err)
-		}
-	})
 }
 
 const certificatesEvery = time.Hour

@@ -297,6 +297,7 @@ func (a *appliance) serve(ctx context.Context, g *errgroup.Group) {
 	} else if a.cfg.Portmap != Off {
 		g.Go(func() error { return named("portmapper", a.nfs.RunPortmap(ctx, a.cfg.Portmap)) })
 	}
+	g.Go(func() error { return a.keepAddresses(ctx) })
 	g.Go(func() error { return named("vDisk controller", a.vdisks.Run(ctx)) })
 	g.Go(func() error { return named("vMachine controller", a.vmachines.Run(ctx)) })
 	a.automation.run(ctx, g, a)

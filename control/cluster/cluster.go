@@ -86,9 +86,9 @@ type Config struct {
 	Dir           string
 	Cluster, Self uuid.UUID
 	PKI           *pki.Server
-	// Listener is the node port; Advertise is its address as other nodes reach it.
+	// Listener is the node port; Advertise is its address as other nodes reach it at the moment.
 	Listener  net.Listener
-	Advertise string
+	Advertise func() string
 	Version   string
 	// Secrets gives the keys of sealed secrets for a node that joins; nil where there are none.
 	Secrets func() ([]byte, error)

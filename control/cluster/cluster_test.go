@@ -63,7 +63,7 @@ func open(t testing.TB, dir string) *appliance {
 	must(t, err)
 	a.addr = ln.Addr().String()
 	log := logger(t).With("node", filepath.Base(dir))
-	a.c, err = New(Config{Dir: control, Cluster: cluster, Self: self, PKI: p, Listener: ln, Advertise: a.addr, Log: log})
+	a.c, err = New(Config{Dir: control, Cluster: cluster, Self: self, PKI: p, Listener: ln, Advertise: func() string { return a.addr }, Log: log})
 	must(t, err)
 	a.raft, err = raft.Open(raft.Config{Dir: control, Network: a.c, Log: log, ElectionTimeout: 300 * time.Millisecond})
 	must(t, err)

@@ -95,9 +95,10 @@ func (c *Cluster) CreateToken(ctx context.Context, role string, ttl time.Duratio
 	if _, err := n.Apply(ctx, &state.AddJoinToken{Hash: hash[:], Role: role, Expires: state.Time(expires.UnixNano())}); err != nil {
 		return "", time.Time{}, err
 	}
-	addresses := []string{c.cfg.Advertise}
+	own := c.cfg.Advertise()
+	addresses := []string{own}
 	for _, m := range n.State().View().Nodes() {
-		if m.Peer != "" && m.Peer != c.cfg.Advertise && !m.Offline && len(addresses) < addressesMax {
+		if m.Peer != "" && m.Peer != own && !m.Offline && len(addresses) < addressesMax {
 			addresses = append(addresses, m.Peer)
 		}
 	}
@@ -201,7 +202,7 @@ func (c *Cluster) admit(ctx context.Context, n *raft.Node, body []byte) (*joinAn
 			a.Peers[m.ID] = m.Peer
 		}
 	}
-	a.Peers[c.cfg.Self] = c.cfg.Advertise
+	a.Peers[c.cfg.Self] = c.cfg.Advertise()
 	select {
 	case c.kick <- struct{}{}:
 	default:

@@ -100,7 +100,7 @@ func (c *Cluster) ping(ctx context.Context, id uuid.UUID) (pong, error) {
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
 	var p pong
-	err := c.call(ctx, id, "ping", hello{Address: c.cfg.Advertise}, &p)
+	err := c.call(ctx, id, "ping", hello{Address: c.cfg.Advertise()}, &p)
 	return p, err
 }
 
