@@ -272,7 +272,7 @@ func (f *family) rewinds(ctx context.Context, k *kin) {
 	case p < 30:
 		f.must(f.d.rewinder.keep(ctx))
 		for _, k := range f.kin {
-			if !k.template && k.from.After(f.now()) {
+			if !k.template && k.from.After(f.now()) && f.d.lookup(k.id) != nil { // what nobody has opened is not looked after
 				k.from = f.now()
 			}
 		}
