@@ -11,16 +11,15 @@ import (
 )
 
 // What this node says of where it is. Doors are mostly opened on all of the host's addresses, so that others need one of them: that
-// of the default route. A host may have none for a while, as when it boots before its switch or gets its address late, and the
-// address may become another one while the node runs. So it is asked for again and again, what was said before stands while there
-// is none, and only a node that has never had one says loopback.
+// of the default route, or in a network without a gateway that of the first interface. A host may have none for a while, as when it
+// boots before its switch or gets its address late, and the address may become another one while the node runs. So it is asked for
+// again and again, what was said before stands while there is none, and only a node that has never had one says loopback.
 
-// routedAddress is the address that others most likely reach this host by, that of the default route; "" while there is none.
-// Tests change it.
-var routedAddress = func() string {
+// ownAddress is the address that others most likely reach this host by; "" while there is none. Tests change it.
+var ownAddress = func() string {
 	c, err := net.DialTimeout("udp", "192.0.2.1:9", time.Second) // sends nothing
 	if err != nil {
-		return ""
+		return interfaceAddress()
 	}
 	defer c.Close()
 	host, _, err := net.SplitHostPort(c.LocalAddr().String())
@@ -30,18 +29,52 @@ var routedAddress = func() string {
 	return host
 }
 
+// interfaceAddress is that of the first interface that runs and has one.
+func interfaceAddress() string {
+	all, err := net.Interfaces()
+	if err != nil {
+		return ""
+	}
+	for _, i := range all {
+		if i.Flags&net.FlagRunning == 0 || i.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		if addrs, err := i.Addrs(); err == nil {
+			if a := reachableOf(addrs); a != "" {
+				return a
+			}
+		}
+	}
+	return ""
+}
+
+// reachableOf gives the first of an interface's addresses that others can reach, IPv4 before IPv6; "" if there is none.
+func reachableOf(addrs []net.Addr) (found string) {
+	for _, a := range addrs {
+		n, ok := a.(*net.IPNet)
+		if !ok || !n.IP.IsGlobalUnicast() {
+			continue
+		}
+		if n.IP.To4() != nil {
+			return n.IP.String()
+		}
+		found = cmp.Or(found, n.IP.String())
+	}
+	return found
+}
+
 const loopback = "127.0.0.1"
 
-// hostAddress is where this host is at the moment: the default route's address, else loopback.
-func hostAddress() string { return cmp.Or(routedAddress(), loopback) }
+// hostAddress is where this host is at the moment, loopback if nobody else reaches it.
+func hostAddress() string { return cmp.Or(ownAddress(), loopback) }
 
-// doorAddress is where others reach the first of these doors, by the route's address if it has none of its own; without a route
-// where they were told before. "" without doors.
-func doorAddress(doors []net.Listener, route, before string) string {
-	if route == "" {
-		route, _, _ = net.SplitHostPort(before)
+// doorAddress is where others reach the first of these doors: by the host's address if it has none of its own, and while the host
+// has none where they were told before. "" without doors.
+func doorAddress(doors []net.Listener, host, before string) string {
+	if host == "" {
+		host, _, _ = net.SplitHostPort(before)
 	}
-	return reachable(first(doors), cmp.Or(route, loopback))
+	return reachable(first(doors), cmp.Or(host, loopback))
 }
 
 // nodeSpec is what this node says of itself.
@@ -50,9 +83,9 @@ func (b *base) nodeSpec(l *listeners) state.NodeSpec {
 	if self, err := b.raft.State().View().Node(b.raft.ID()); err == nil {
 		said = self.NodeSpec
 	}
-	route := routedAddress()
-	spec := state.NodeSpec{Name: node.HostName(), Role: state.RoleMaster, Peer: doorAddress(l.node, route, said.Peer),
-		NBD: doorAddress(l.nbd, route, said.NBD), NFS: doorAddress(l.nfs, route, said.NFS), HTTPS: doorAddress(l.https, route, said.HTTPS),
+	host := ownAddress()
+	spec := state.NodeSpec{Name: node.HostName(), Role: state.RoleMaster, Peer: doorAddress(l.node, host, said.Peer),
+		NBD: doorAddress(l.nbd, host, said.NBD), NFS: doorAddress(l.nfs, host, said.NFS), HTTPS: doorAddress(l.https, host, said.HTTPS),
 		Version: b.cfg.Version, LevelMax: state.LevelMax}
 	if b.cfg.Unit == UnitGateway { // control has these doors, and records them
 		spec.Peer, spec.HTTPS = said.Peer, said.HTTPS

@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// TestAddressesFollowTheRoute: a node says where it is now; without a route what it said before stands; it says loopback only if it
+// TestAddressesFollowTheHost: a node says where it is now; while the host has no address what it said before stands; it says loopback only if it
 // never had one.
-func TestAddressesFollowTheRoute(t *testing.T) {
-	var route atomic.Pointer[string]
-	set := func(s string) { route.Store(&s) }
+func TestAddressesFollowTheHost(t *testing.T) {
+	var host atomic.Pointer[string]
+	set := func(s string) { host.Store(&s) }
 	set("")
-	before := routedAddress
-	routedAddress = func() string { return *route.Load() }
-	t.Cleanup(func() { routedAddress = before })
+	before := ownAddress
+	ownAddress = func() string { return *host.Load() }
+	t.Cleanup(func() { ownAddress = before })
 
 	cfg := config(t.TempDir())
 	cfg.NFS, cfg.HTTPS = "0.0.0.0:0", "0.0.0.0:0" // NBD stays where the test put it
@@ -67,8 +67,8 @@ func TestDoorAddress(t *testing.T) {
 	everywhere, here := open("0.0.0.0:0"), open("127.0.0.1:0")
 	_, port, _ := net.SplitHostPort(first(everywhere))
 	for _, x := range []struct {
-		doors               []net.Listener
-		route, before, want string
+		doors              []net.Listener
+		host, before, want string
 	}{
 		{nil, "192.0.2.7", "192.0.2.7:1", ""},
 		{nil, "", "192.0.2.7:1", ""},
@@ -78,8 +78,37 @@ func TestDoorAddress(t *testing.T) {
 		{here, "192.0.2.7", "192.0.2.9:1", first(here)},
 		{here, "", "192.0.2.9:1", first(here)},
 	} {
-		if got := doorAddress(x.doors, x.route, x.before); got != x.want {
+		if got := doorAddress(x.doors, x.host, x.before); got != x.want {
 			t.Errorf("%+v: %s", x, got)
 		}
+	}
+}
+
+func TestReachableOf(t *testing.T) {
+	list := func(cidrs ...string) (out []net.Addr) {
+		for _, c := range cidrs {
+			ip, n, err := net.ParseCIDR(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, &net.IPNet{IP: ip, Mask: n.Mask})
+		}
+		return out
+	}
+	for _, x := range []struct {
+		addrs []net.Addr
+		want  string
+	}{
+		{nil, ""},
+		{list("169.254.3.4/16", "fe80::1/64"), ""},
+		{list("fe80::1/64", "2001:db8::5/64", "10.1.2.3/24", "10.1.2.4/24"), "10.1.2.3"},
+		{list("fe80::1/64", "2001:db8::5/64"), "2001:db8::5"},
+	} {
+		if got := reachableOf(x.addrs); got != x.want {
+			t.Errorf("%v: %q", x.addrs, got)
+		}
+	}
+	if a := interfaceAddress(); a != "" && net.ParseIP(a) == nil {
+		t.Error(a)
 	}
 }
