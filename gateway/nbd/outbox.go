@@ -114,7 +114,7 @@ func (c *conn) push(b *buffer) {
 }
 
 func (c *conn) queueLocked(b *buffer) {
-	if c.failed != nil {
+	if c.failed != nil || len(b.data) == 0 { // as of a burst whose reads all have to wait
 		c.srv.putBuffer(c, b)
 		c.changed.Broadcast()
 		return

@@ -113,7 +113,7 @@ func (c *conn) readMoreSeated(p []byte) (int, error) {
 // writeSomeSeated waits until the socket has taken something.
 func (c *conn) writeSomeSeated() (int, error) {
 	for {
-		if n, err := c.tryWrite(); n > 0 || err != nil {
+		if n, err := c.tryWrite(); n > 0 || err != nil || c.werr != syscall.EAGAIN { // nothing to send is sent at once
 			return n, err
 		}
 		if err := c.seat.AwaitSpace(stallPoll); err != nil {

@@ -72,3 +72,28 @@ func TestSeatEnds(t *testing.T) {
 		})
 	}
 }
+
+// TestSeatNothingToSend: a seated connection whose writer is given nothing to send goes on.
+func TestSeatNothingToSend(t *testing.T) {
+	s, addr, _ := listen(t, "tcp", Config{Exports: newExports(map[string]Device{"d": newMemory(1 << 20)}),
+		Seats: seat.New(1, seat.Rules{Bursts: 1, Within: time.Hour, Rest: time.Minute})})
+	c := attach(t, addr, "d", true)
+	for s.cfg.Seats.Taken() == 0 {
+		c.pread(0, 512)
+	}
+	x := s.connections(func(*conn) bool { return true })[0]
+	for range 10 {
+		x.mu.Lock()
+		for x.sending {
+			x.changed.Wait()
+		}
+		x.sending = true
+		empty := s.pool.get(burstBytes)
+		empty.data = empty.data[:0]
+		x.store = append(x.store[:0], empty)
+		x.batch, x.sent = x.store, 0
+		x.mu.Unlock()
+		x.wake <- struct{}{}
+		c.pread(0, 512)
+	}
+}
