@@ -57,10 +57,12 @@ func (c *conn) rest() {
 		return
 	}
 	c.nc, c.seat = nc, nil
-	if c.raw, err = nc.(syscall.Conn).SyscallConn(); err != nil { // of a connection that is closed only
+	raw, err := nc.(syscall.Conn).SyscallConn()
+	if err != nil { // of a connection that is closed only; that of the seat says so as well
 		c.failLocked(err)
 		return
 	}
+	c.raw = raw
 	if c.stopping {
 		c.nc.SetReadDeadline(time.Unix(1, 0))
 	}
