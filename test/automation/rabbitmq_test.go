@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,16 +35,18 @@ type rabbit struct {
 	addr string
 	epmd *exec.Cmd
 	cmd  *exec.Cmd
+
+	ended chan struct{} // cmd's
+	said  string        // the file with what it printed
 }
 
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := harness.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	return strconv.Itoa(port)
 }
 
 func newRabbit(t *testing.T) *rabbit {
@@ -58,7 +59,7 @@ func newRabbit(t *testing.T) *rabbit {
 	if err := os.WriteFile(filepath.Join(dir, "plugins"), []byte("[].\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r := &rabbit{t: t, addr: "127.0.0.1:" + port}
+	r := &rabbit{t: t, addr: "127.0.0.1:" + port, said: filepath.Join(dir, "said")}
 	r.env = append(os.Environ(), "HOME="+dir, "RABBITMQ_NODENAME=varve"+port+"@localhost", "RABBITMQ_MNESIA_BASE="+dir+"/mnesia",
 		"RABBITMQ_LOG_BASE="+dir+"/log", "RABBITMQ_NODE_IP_ADDRESS=127.0.0.1", "RABBITMQ_NODE_PORT="+port, "RABBITMQ_DIST_PORT="+dist,
 		"ERL_EPMD_PORT="+epmd, "ERL_EPMD_ADDRESS=127.0.0.1", "RABBITMQ_ENABLED_PLUGINS_FILE="+dir+"/plugins", "RABBITMQ_CONFIG_FILE="+dir+"/none",
@@ -79,19 +80,37 @@ func newRabbit(t *testing.T) *rabbit {
 // start waits until the broker takes connections.
 func (r *rabbit) start() {
 	r.t.Helper()
+	said, err := os.OpenFile(r.said, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) // a pipe would be kept open by a child of its own group
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer said.Close()
 	r.cmd = exec.Command(rabbitServer)
-	r.cmd.Env = r.env
+	r.cmd.Env, r.cmd.Stdout, r.cmd.Stderr = r.env, said, said
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
+	cmd, ended := r.cmd, make(chan struct{})
+	r.ended = ended
+	go func() {
+		_ = cmd.Wait()
+		close(ended)
+	}()
 	for end := time.Now().Add(90 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if c, err := r.dial(); err == nil {
 			c.Close()
 			return
 		}
+		select {
+		case <-ended:
+			end = time.Time{}
+		default:
+		}
 	}
-	r.t.Fatal("RabbitMQ does not start")
+	r.kill()
+	text, _ := os.ReadFile(r.said)
+	r.t.Fatalf("RabbitMQ does not start (%v); it says:\n%s", cmd.ProcessState, text)
 }
 
 // kill ends the broker's process group without a word.
@@ -102,7 +121,7 @@ func (r *rabbit) kill() {
 	if err := syscall.Kill(-r.cmd.Process.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		r.t.Error(err)
 	}
-	_ = r.cmd.Wait()
+	<-r.ended
 	r.cmd = nil
 }
 

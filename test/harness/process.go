@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -199,14 +200,22 @@ func RSS(pid int) int64 {
 	return 0
 }
 
+// The ports that tests give to servers lie below those that the kernel gives to clients: one of those may be a client's own, of this test or
+// of one beside it, before the server gets it.
+const portsFrom, portsTo = 10_000, 32_000
+
 // FreePort gives a TCP port of the loopback that nothing listens on now.
 func FreePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+	var last error
+	for range 100 {
+		port := portsFrom + rand.IntN(portsTo-portsFrom)
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err == nil {
+			return port, l.Close()
+		}
+		last = err
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, fmt.Errorf("no port is free: %w", last)
 }
 
 // Poll calls ready until it returns nil, every few milliseconds up to limit.
