@@ -1,12 +1,14 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"runtime/pprof"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -254,8 +256,21 @@ func (a *appliance) run(ctx context.Context, ready func(Summary)) error {
 	case err := <-ended:
 		return err
 	case <-time.After(a.cfg.DrainTime):
+		a.cfg.Log.Error("what keeps the appliance from stopping", "goroutines", goroutines())
 		return fmt.Errorf("the appliance did not stop within %s; what was acknowledged as durable is on the disk", a.cfg.DrainTime)
 	}
+}
+
+// goroutinesMax bytes of them are told: journald cuts a line at 48 KiB.
+const goroutinesMax = 40 << 10
+
+// goroutines says what all of them are doing, those that do the same together.
+func goroutines() string {
+	var b bytes.Buffer
+	if err := pprof.Lookup("goroutine").WriteTo(&b, 1); err != nil {
+		return err.Error()
+	}
+	return string(b.Bytes()[:min(b.Len(), goroutinesMax)])
 }
 
 const brokenPoll = 200 * time.Millisecond
