@@ -72,7 +72,8 @@ func (l local) commit(ctx context.Context, cmd state.Command) error {
 
 func (l local) status(ctx context.Context) (server.ClusterStatus, error) {
 	var s server.ClusterStatus
-	return s, l.call(ctx, "status", nil, &s)
+	err := l.call(ctx, "status", nil, &s)
+	return s, err
 }
 
 // node finds one by name or id.

@@ -95,7 +95,8 @@ func (e *env) upload(ctx context.Context, s *session, path string) (b v1.UpdateB
 	}
 	report, stop := e.bar("upload " + path)
 	defer func() { stop(err) }()
-	return b, client.Upload(ctx, s.Client, &metered{r: f, total: info.Size(), report: report}, info.Size(), &b, "updates", "bundles")
+	err = client.Upload(ctx, s.Client, &metered{r: f, total: info.Size(), report: report}, info.Size(), &b, "updates", "bundles")
+	return b, err
 }
 
 // metered tells how much of a file has been read.

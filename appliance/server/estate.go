@@ -281,7 +281,8 @@ func (e estate) TestBackend(ctx context.Context, pool state.VPool) (v1.BackendTe
 		node = pool.Backend.Node
 	}
 	var t v1.BackendTest
-	return t, e.peers.Call(ctx, node, callTest, pool.ID, &t)
+	err := e.peers.Call(ctx, node, callTest, pool.ID, &t)
+	return t, err
 }
 
 func (e estate) testHere(ctx context.Context, id uuid.UUID) (v1.BackendTest, error) {

@@ -387,7 +387,8 @@ func (g filesThere) Stat(id uuid.UUID) (int64, time.Time, bool) {
 
 // Read implements vmachine.Files.
 func (g filesThere) Read(ctx context.Context, v state.Volume, most int64) (b []byte, err error) {
-	return b, g.call(ctx, "file/read", gatewayCall{Volume: v, Most: most}, &b)
+	err = g.call(ctx, "file/read", gatewayCall{Volume: v, Most: most}, &b)
+	return b, err
 }
 
 // Write implements vmachine.Files.
@@ -412,5 +413,6 @@ func (g mountsThere) Export(p state.VPool) mount.Export {
 
 // Test implements api.Mounts.
 func (g mountsThere) Test(ctx context.Context, p state.VPool, host string, wait time.Duration) (checks []mount.Check, err error) {
-	return checks, g.call(ctx, "mount/test", gatewayCall{Pool: p.ID, Host: host, Wait: wait}, &checks)
+	err = g.call(ctx, "mount/test", gatewayCall{Pool: p.ID, Host: host, Wait: wait}, &checks)
+	return checks, err
 }

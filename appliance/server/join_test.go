@@ -279,7 +279,8 @@ func TestUpdateByAPI(t *testing.T) {
 		return out.Bytes()
 	}
 	upload := func(b []byte) (out v1.UpdateBundle, err error) {
-		return out, client.Upload(ctx, r.client, bytes.NewReader(b), int64(len(b)), &out, "updates", "bundles")
+		err = client.Upload(ctx, r.client, bytes.NewReader(b), int64(len(b)), &out, "updates", "bundles")
+		return out, err
 	}
 	good := pack("9.1", 6<<20, key)
 	damaged := bytes.Clone(good)

@@ -272,13 +272,15 @@ func (u updatesOf) Status(ctx context.Context, node uuid.UUID) (rollout.NodeStat
 	ctx, cancel := context.WithTimeout(ctx, peer.EachTimeout)
 	defer cancel()
 	var st rollout.NodeStatus
-	return st, u.p.Call(ctx, node, callUpdateStatus, nil, &st)
+	err := u.p.Call(ctx, node, callUpdateStatus, nil, &st)
+	return st, err
 }
 
 // Piece implements rollout.Nodes.
 func (u updatesOf) Piece(ctx context.Context, node uuid.UUID, sum string, at int64, n int) ([]byte, error) {
 	var b []byte
-	return b, u.p.Call(ctx, node, callUpdatePiece, pieceArgs{sum, at, n}, &b)
+	err := u.p.Call(ctx, node, callUpdatePiece, pieceArgs{sum, at, n}, &b)
+	return b, err
 }
 
 // newRollout wires rolling updates; its tasks are among those of newAutomation.

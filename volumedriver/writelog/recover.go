@@ -133,7 +133,8 @@ func (l *Log) create(names []string) (meta, error) {
 			return meta{}, fmt.Errorf("sync directory %s: %w", path.Dir(dir), err)
 		}
 	}
-	return m, writeMeta(l.cfg.FS, l.cfg.Dir, &m)
+	err := writeMeta(l.cfg.FS, l.cfg.Dir, &m)
+	return m, err
 }
 
 func slotOf(name string) (int, bool) {

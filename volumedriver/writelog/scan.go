@@ -119,7 +119,8 @@ func (s *scanner) header(off int64) (h batchHeader, ok bool, err error) {
 		}
 		s.head = append(s.head, p...)
 	}
-	return h, batchHeaderIntact(&h, s.head), nil
+	intact := batchHeaderIntact(&h, s.head)
+	return h, intact, nil
 }
 
 // beyond looks behind the break at s.off for headers of batches that come later in this generation: the number of one, 0
