@@ -219,6 +219,27 @@ func (v *Volume) Rollback(ctx context.Context, id uuid.UUID, saveAs SnapshotSpec
 	return nil
 }
 
+// RolledBack says whether the rollback that kept what the volume was as snapshot saved has been done, if need be when it is: a caller that
+// does not know how its Rollback ended asks so, as saved may be there though the rollback is not. ErrUnknownSnapshot if it is not there.
+func (v *Volume) RolledBack(ctx context.Context, saved uuid.UUID) (bool, error) {
+	if _, err := v.findSnapshot(saved); err != nil {
+		return false, err
+	}
+	v.order.Lock()
+	seq := v.seq
+	v.order.Unlock()
+	if err := errors.Join(v.Flush(ctx), v.WaitBacked(ctx, seq)); err != nil { // a rollback that is in the log is in the map then
+		return false, fmt.Errorf("see whether volume %s has been rolled back: %w", v.id, err)
+	}
+	s, err := v.findSnapshot(saved)
+	if err != nil {
+		return false, err
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.root.Handle != s.Handle, nil // the snapshot was taken on the line that the rollback leaves
+}
+
 // rollback does it, with the gate closed; install opens it, or a failure before the mark is in the log.
 func (v *Volume) rollback(ctx context.Context, target *snapshot, saveAs SnapshotSpec) error {
 	open := func(err error) error {

@@ -41,6 +41,11 @@ import (
 //	           name; it goes with the last snapshot that it holds. Its root object and its keys stay till then: crypto-erase of what
 //	           a clone still shares cannot come sooner. It is a volume like any other for the scrub, for the audit, and for a change of keys.
 //
+// Snapshots descend from each other in no circle, but two volumes can be clones of one another: after A, which holds x1, y1, x2 on one line
+// and x3 beside it behind x1, has given x1 and y1 to B, has got x1 back from x3, and is rolled back to x2, A is a clone of B's y1, and B of
+// A's x1. Both is true, so neither can be deleted until one of them is promoted, which ends it, or flattened. To refuse the rollback
+// would bar the way back to data that is there.
+//
 // Deleting is done by steps that sweep repeats, whenever something was deleted and before each scrub, until nothing is left to do.
 //
 // A rebuild finds in the root object of each volume the snapshots that it owns by a promotion, with the number of that: the highest
@@ -520,6 +525,16 @@ func (d *Driver) namesLocked(v *Volume) map[string]bool {
 		names[a.s.Name] = true
 	}
 	return names
+}
+
+// Lineage says what a volume is a clone of: a rollback may change it once there has been a promotion.
+func (d *Driver) Lineage(ctx context.Context, v *Volume) (Lineage, error) {
+	if err := d.openAncestors(ctx, v); err != nil {
+		return Lineage{}, fmt.Errorf("lineage of volume %s: %w", v.id, err)
+	}
+	l := Lineage{Volume: v.id}
+	l.Parent, l.Snapshot, _ = v.Parent()
+	return l, nil
 }
 
 // lineages says of what a volume is a clone, and which are clones of it.

@@ -3,6 +3,7 @@ package volumedriver
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -298,6 +299,99 @@ func TestPromoteAfterRollback(t *testing.T) {
 	}
 	p.holds(p.parent, "22221111", p.young, "before:32221111")
 	p.holds(p.young, "22221114", uuid.Nil, "s1:11111111+", "s2:22221111+")
+	must(t, p.stop())
+}
+
+// TestMutualClones: two volumes are clones of one another after promotions from two lines and a rollback; a promotion ends it.
+func TestMutualClones(t *testing.T) {
+	ctx := t.Context()
+	p := newPromoted(t, PoolOptions{})
+	must(t, p.d.Delete(ctx, p.old))
+	x2 := p.snapshot(p.parent, "x2")
+	must(t, p.volume(p.parent).Rollback(ctx, p.s1, SnapshotSpec{ID: uuid.New(), Name: "before"}))
+	p.snapshot(p.parent, "x3")
+	for _, id := range []uuid.UUID{p.young, p.parent} {
+		_, err := p.d.Promote(ctx, p.volume(id), uuid.Nil)
+		must(t, err)
+	}
+	p.holds(p.parent, "11111111", uuid.Nil, "s1:11111111+", "x2:32221111", "before:32221111", "x3:11111111")
+	p.holds(p.young, "22221114", p.parent, "s2:22221111")
+	must(t, p.volume(p.parent).Rollback(ctx, x2, SnapshotSpec{ID: uuid.New(), Name: "mutual"}))
+	l, err := p.d.Lineage(ctx, p.volume(p.parent))
+	if must(t, err); l != (Lineage{p.parent, p.young, p.s2}) {
+		t.Fatalf("%+v", l)
+	}
+	mutual := func() {
+		t.Helper()
+		p.holds(p.parent, "32221111", p.young, "s1:11111111+", "x2:32221111", "before:32221111", "x3:11111111", "mutual:11111111")
+		p.holds(p.young, "22221114", p.parent, "s2:22221111+")
+		for _, id := range []uuid.UUID{p.parent, p.young} {
+			if err := p.d.Delete(ctx, id); !errors.Is(err, ErrInUse) {
+				t.Fatalf("deleted, and another is a clone of it: %v", err)
+			}
+		}
+	}
+	mutual()
+	p.scrub()
+	must(t, p.stop())
+	p.open()
+	mutual()
+	p.rebuild(2)
+	mutual()
+	_, err = p.d.Promote(ctx, p.volume(p.parent), p.s2)
+	must(t, err)
+	p.holds(p.parent, "32221111", uuid.Nil, "s1:11111111", "s2:22221111+", "x2:32221111", "before:32221111", "x3:11111111", "mutual:11111111")
+	p.holds(p.young, "22221114", p.parent)
+	must(t, p.d.Delete(ctx, p.young))
+	p.scrub()
+	must(t, p.d.Delete(ctx, p.parent))
+	p.scrub()
+	p.nothingLeft()
+	must(t, p.stop())
+}
+
+// TestRolledBack: whatever becomes of a rollback whose caller went away, or whose host lost its power, it can be told whether it was done.
+func TestRolledBack(t *testing.T) {
+	ctx := t.Context()
+	p := newPromoted(t, PoolOptions{})
+	if _, err := p.volume(p.parent).RolledBack(ctx, uuid.New()); !errors.Is(err, ErrUnknownSnapshot) {
+		t.Fatalf("nothing was kept: %v", err)
+	}
+	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
+	seen := make(map[string]int)
+	for i := 0; i < 60 || i < 600 && len(seen) < 3; i++ {
+		v, kept := p.volume(p.parent), uuid.New()
+		p.write(p.parent, 0, 8, 9)
+		short, cancel := context.WithTimeout(ctx, time.Duration(rng.Int64N(int64(10*time.Millisecond))))
+		err := v.Rollback(short, p.s1, SnapshotSpec{ID: kept, Name: kept.String()})
+		cancel()
+		if rng.IntN(2) == 0 {
+			mem := p.mem.Crash(rng.Int64(), 0.3)
+			_ = p.stop()
+			p.mem = mem
+			p.open()
+			v = p.volume(p.parent)
+		}
+		done, asked := v.RolledBack(ctx, kept)
+		what, want := "done", "11111111"
+		switch {
+		case errors.Is(asked, ErrUnknownSnapshot):
+			what, want = "nothing kept", "99999999"
+		case asked != nil:
+			t.Fatal(asked)
+		case !done:
+			what, want = "kept, not done", "99999999"
+		}
+		got, read := contentOf(v.Size(), func(b []byte) error { return v.Read(ctx, b, 0) })
+		if read != nil || got != want || err == nil && !done {
+			t.Fatalf("round %d: %s, it holds %s (%v); the rollback ended with %v", i, what, got, read, err)
+		}
+		if asked == nil {
+			must(t, v.DeleteSnapshot(ctx, kept))
+		}
+		seen[what]++
+	}
+	t.Log(seen)
 	must(t, p.stop())
 }
 
