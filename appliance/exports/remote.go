@@ -220,6 +220,8 @@ func (r *Remote) answer() {
 	on("rollback", func(ctx context.Context, c engineCall) (any, error) {
 		return nothing(e.Rollback(ctx, c.Volume, c.ID, c.Spec))
 	})
+	on("rolled-back", func(ctx context.Context, c engineCall) (any, error) { return e.RolledBack(ctx, c.Volume, c.ID) })
+	on("parent", func(ctx context.Context, c engineCall) (any, error) { return e.Parent(ctx, c.Volume) })
 	on("clone", func(ctx context.Context, c engineCall) (any, error) { return nothing(e.Clone(ctx, c.Volume)) })
 	on("promote", func(ctx context.Context, c engineCall) (any, error) { return e.Promote(ctx, c.Volume) })
 	on("template", func(ctx context.Context, c engineCall) (any, error) {
@@ -320,7 +322,8 @@ func (r *Remote) Renamed(ctx context.Context, vol state.Volume, pool, path strin
 // Explain implements vdisk.Engine.
 func (r *Remote) Explain(ctx context.Context, vol state.Volume, offset int64) (out vdisk.Explanation, err error) {
 	if node, away := r.away(vol); away {
-		return out, r.ask(ctx, node, "explain", engineCall{Volume: vol, N: offset}, &out, false)
+		err := r.ask(ctx, node, "explain", engineCall{Volume: vol, N: offset}, &out, false)
+		return out, err
 	}
 	return r.Engine.Explain(ctx, vol, offset)
 }
@@ -328,7 +331,8 @@ func (r *Remote) Explain(ctx context.Context, vol state.Volume, offset int64) (o
 // Snapshot implements vdisk.SnapshotEngine.
 func (r *Remote) Snapshot(ctx context.Context, vol state.Volume, s vdisk.SnapshotSpec) (out vdisk.Snapshot, err error) {
 	if node, away := r.away(vol); away {
-		return out, r.ask(ctx, node, "snapshot", engineCall{Volume: vol, Spec: s}, &out, false)
+		err := r.ask(ctx, node, "snapshot", engineCall{Volume: vol, Spec: s}, &out, false)
+		return out, err
 	}
 	return r.Engine.Snapshot(ctx, vol, s)
 }
@@ -352,7 +356,8 @@ func (r *Remote) SnapshotGroup(ctx context.Context, vs []state.Volume, s []vdisk
 		return nil, &state.Error{Err: state.ErrConflict, Object: "snapshot of a group", Detail: fmt.Sprintf("its vDisks are served by %d nodes", len(nodes)),
 			Remedy: "take groups of vDisks that one node serves"}
 	case len(nodes) == 1 && (nodes[0] != r.node || r.Engine == nil):
-		return out, r.ask(ctx, nodes[0], "snapshot-group", engineCall{Volumes: vs, Specs: s}, &out, false)
+		err := r.ask(ctx, nodes[0], "snapshot-group", engineCall{Volumes: vs, Specs: s}, &out, false)
+		return out, err
 	}
 	return r.Engine.SnapshotGroup(ctx, vs, s)
 }
@@ -360,7 +365,8 @@ func (r *Remote) SnapshotGroup(ctx context.Context, vs []state.Volume, s []vdisk
 // Snapshots implements vdisk.SnapshotEngine.
 func (r *Remote) Snapshots(ctx context.Context, vol state.Volume) (out []vdisk.Snapshot, err error) {
 	if node, away := r.away(vol); away {
-		return out, r.ask(ctx, node, "snapshots", engineCall{Volume: vol}, &out, false)
+		err := r.ask(ctx, node, "snapshots", engineCall{Volume: vol}, &out, false)
+		return out, err
 	}
 	return r.Engine.Snapshots(ctx, vol)
 }
@@ -419,6 +425,24 @@ func (r *Remote) Rollback(ctx context.Context, vol state.Volume, id uuid.UUID, s
 	return r.Engine.Rollback(ctx, vol, id, saveAs)
 }
 
+// RolledBack implements vdisk.SnapshotEngine.
+func (r *Remote) RolledBack(ctx context.Context, vol state.Volume, saved uuid.UUID) (done bool, err error) {
+	if node, away := r.away(vol); away {
+		err := r.ask(ctx, node, "rolled-back", engineCall{Volume: vol, ID: saved}, &done, false)
+		return done, err
+	}
+	return r.Engine.RolledBack(ctx, vol, saved)
+}
+
+// Parent implements vdisk.SnapshotEngine.
+func (r *Remote) Parent(ctx context.Context, vol state.Volume) (p *state.VolumeParent, err error) {
+	if node, away := r.away(vol); away {
+		err := r.ask(ctx, node, "parent", engineCall{Volume: vol}, &p, false)
+		return p, err
+	}
+	return r.Engine.Parent(ctx, vol)
+}
+
 // Clone implements vdisk.SnapshotEngine.
 func (r *Remote) Clone(ctx context.Context, vol state.Volume) error {
 	if node, away := r.away(vol); away {
@@ -438,7 +462,8 @@ func (r *Remote) SetTemplate(ctx context.Context, vol state.Volume, on bool) err
 // Ledger implements vdisk.SnapshotEngine.
 func (r *Remote) Ledger(ctx context.Context, vol state.Volume) (out vdisk.Ledger, err error) {
 	if node, away := r.away(vol); away {
-		return out, r.ask(ctx, node, "ledger", engineCall{Volume: vol}, &out, false)
+		err := r.ask(ctx, node, "ledger", engineCall{Volume: vol}, &out, false)
+		return out, err
 	}
 	return r.Engine.Ledger(ctx, vol)
 }
@@ -446,7 +471,8 @@ func (r *Remote) Ledger(ctx context.Context, vol state.Volume) (out vdisk.Ledger
 // Promote implements vdisk.SnapshotEngine.
 func (r *Remote) Promote(ctx context.Context, vol state.Volume) (out []state.NewParent, err error) {
 	if node, away := r.away(vol); away {
-		return out, r.ask(ctx, node, "promote", engineCall{Volume: vol}, &out, true)
+		err := r.ask(ctx, node, "promote", engineCall{Volume: vol}, &out, true)
+		return out, err
 	}
 	return r.Engine.Promote(ctx, vol)
 }
@@ -454,7 +480,8 @@ func (r *Remote) Promote(ctx context.Context, vol state.Volume) (out []state.New
 // RewindRange implements vdisk.SnapshotEngine. Flatten and Rewind themselves are tasks of the owner.
 func (r *Remote) RewindRange(ctx context.Context, vol state.Volume) (out vdisk.RewindRange, err error) {
 	if node, away := r.away(vol); away {
-		return out, r.ask(ctx, node, "rewind-range", engineCall{Volume: vol}, &out, false)
+		err := r.ask(ctx, node, "rewind-range", engineCall{Volume: vol}, &out, false)
+		return out, err
 	}
 	return r.Engine.RewindRange(ctx, vol)
 }

@@ -139,6 +139,32 @@ func (e *Engine) Rollback(ctx context.Context, vol state.Volume, id uuid.UUID, s
 	return e.with(ctx, vol, func(v *volumedriver.Volume) error { return v.Rollback(ctx, id, specFor(saveAs)) })
 }
 
+// RolledBack implements vdisk.SnapshotEngine.
+func (e *Engine) RolledBack(ctx context.Context, vol state.Volume, saved uuid.UUID) (done bool, err error) {
+	err = e.with(ctx, vol, func(v *volumedriver.Volume) error {
+		done, err = v.RolledBack(ctx, saved)
+		return err
+	})
+	return done, err
+}
+
+// Parent implements vdisk.SnapshotEngine.
+func (e *Engine) Parent(ctx context.Context, vol state.Volume) (p *state.VolumeParent, err error) {
+	err = e.with(ctx, vol, func(v *volumedriver.Volume) error {
+		l, err := e.volumes.driver.Lineage(ctx, v)
+		p = parentOf(l)
+		return err
+	})
+	return p, err
+}
+
+func parentOf(l volumedriver.Lineage) *state.VolumeParent {
+	if l.Parent == uuid.Nil {
+		return nil
+	}
+	return &state.VolumeParent{Volume: l.Parent, Snapshot: l.Snapshot}
+}
+
 // Flatten implements vdisk.SnapshotEngine.
 func (e *Engine) Flatten(ctx context.Context, vol state.Volume, progress func(done, total int64)) error {
 	return e.with(ctx, vol, func(v *volumedriver.Volume) error { return e.volumes.driver.Flatten(ctx, v, progress) })
@@ -153,11 +179,7 @@ func (e *Engine) Promote(ctx context.Context, vol state.Volume) (out []state.New
 	err = e.with(ctx, vol, func(v *volumedriver.Volume) error {
 		lines, err := e.volumes.driver.Promote(ctx, v, from)
 		for _, l := range lines {
-			n := state.NewParent{Volume: l.Volume}
-			if l.Parent != uuid.Nil {
-				n.Parent = &state.VolumeParent{Volume: l.Parent, Snapshot: l.Snapshot}
-			}
-			out = append(out, n)
+			out = append(out, state.NewParent{Volume: l.Volume, Parent: parentOf(l)})
 		}
 		return err
 	})

@@ -220,6 +220,35 @@ func TestRespondAsync(t *testing.T) {
 	if l := ask[v1.SnapshotList](w, "GET", "/vdisks/default%2Fa/snapshots", "", 200); len(l.Items) != 2 {
 		t.Fatalf("%+v", l.Items)
 	}
+
+	// An attempt that kept what the vDisk was and did no more is no rollback: tried again, the task does it.
+	a, b := ask[v1.VDisk](w, "GET", "/vdisks/default%2Fa", "", 200), ask[v1.VDisk](w, "GET", "/vdisks/default%2Fb", "", 200)
+	w.engine.Fail("RollbackMark", errors.New("the backend is away"))
+	task := do("/vdisks/default%2Fa/rollback?confirm=default/a", `{"snapshot":"s1"}`)
+	if n := w.engine.RolledBackTimes(a.ID); task.State != "failed" || n != 1 {
+		t.Fatalf("%+v, rolled back %d times", task, n)
+	}
+	w.engine.Fail("RollbackMark", nil)
+	again := func() {
+		t.Helper()
+		ask[v1.Task](w, "POST", "/tasks/"+task.ID.String()+"/retry", "", 202)
+		if task := ask[v1.Task](w, "GET", "/tasks/"+task.ID.String()+"?wait=20", "", 200); task.State != "succeeded" {
+			t.Fatalf("%+v %+v", task, task.Problem)
+		}
+		if n := w.engine.RolledBackTimes(a.ID); n != 2 {
+			t.Fatalf("rolled back %d times", n)
+		}
+	}
+	again()
+
+	// A rollback may make of the vDisk a clone of something else.
+	w.engine.SetParent(a.ID, &state.VolumeParent{Volume: b.ID, Snapshot: uuid.New()})
+	if task := do("/vdisks/default%2Fa/rollback?confirm=default/a", `{"snapshot":"s1"}`); task.State != "succeeded" {
+		t.Fatalf("%+v", task)
+	}
+	if a := ask[v1.VDisk](w, "GET", "/vdisks/default%2Fa", "", 200); !strings.HasPrefix(a.Parent, "default/b@") {
+		t.Fatalf("a clone of %v", a.Parent)
+	}
 }
 
 // The stream of changes begins where it is asked to, tells what changes, keeps what not everybody may know, and ends with the session.

@@ -17,6 +17,8 @@ type volume struct {
 	template bool
 	seq      uint64
 	parent   *state.VolumeParent
+
+	rolledBack []uuid.UUID // by what was kept
 }
 
 func (e *Engine) volumeLocked(id uuid.UUID) *volume {
@@ -150,8 +152,44 @@ func (e *Engine) Rollback(_ context.Context, v state.Volume, id uuid.UUID, saveA
 	if _, _, err := e.atLocked(v, id); err != nil {
 		return err
 	}
-	_, err := e.snapshotLocked(v, saveAs)
-	return err
+	if _, err := e.snapshotLocked(v, saveAs); err != nil {
+		return err
+	}
+	if err := e.fail["RollbackMark"]; err != nil { // what the volume was is kept, and it is that still
+		return err
+	}
+	of := e.volumeLocked(v.ID)
+	of.rolledBack = append(of.rolledBack, saveAs.ID)
+	return nil
+}
+
+// RolledBack implements vdisk.SnapshotEngine.
+func (e *Engine) RolledBack(_ context.Context, v state.Volume, saved uuid.UUID) (bool, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	of, _, err := e.atLocked(v, saved)
+	return err == nil && slices.Contains(of.rolledBack, saved), err
+}
+
+// RolledBackTimes says how often a volume was rolled back.
+func (e *Engine) RolledBackTimes(id uuid.UUID) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.volumeLocked(id).rolledBack)
+}
+
+// Parent implements vdisk.SnapshotEngine.
+func (e *Engine) Parent(_ context.Context, v state.Volume) (*state.VolumeParent, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.volumeLocked(v.ID).parent, nil
+}
+
+// SetParent is what a rollback makes of a volume's parent.
+func (e *Engine) SetParent(id uuid.UUID, p *state.VolumeParent) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.volumeLocked(id).parent = p
 }
 
 // Clone implements vdisk.SnapshotEngine.

@@ -40,17 +40,14 @@ func (c *Controller) LongTypes() []jobs.Type {
 	}}
 }
 
-// rollbackTask is done once: what the vDisk was is kept under an id that follows from the task's, and a task that finds it has been here.
+// rollbackTask is done once: what the vDisk was is kept under an id that follows from the task's.
 func (c *Controller) rollbackTask(ctx context.Context, r *jobs.Run) error {
 	var args RollbackArgs
 	if err := r.Args(&args); err != nil {
 		return err
 	}
 	id := uuid.NewSHA1(r.ID(), []byte("what was there before the rollback"))
-	_, saved, err := c.find(ctx, args.VDisk, id.String())
-	if errors.Is(err, state.ErrNotFound) {
-		saved, err = c.rollback(ctx, args.VDisk, args.Snapshot, args.Force, id)
-	}
+	saved, err := c.rollback(ctx, args.VDisk, args.Snapshot, args.Force, id)
 	if err != nil {
 		return err
 	}

@@ -63,6 +63,7 @@ func (c *Controller) Promote(ctx context.Context, name string) (VDisk, error) {
 	}
 	parents, err := c.cfg.Engine.Promote(ctx, d.Volume)
 	if err != nil {
+		c.noteParent(ctx, d) // the answer may be that it is a clone of something else by now
 		return VDisk{}, fmt.Errorf("promote vdisk %s: %w", name, err)
 	}
 	if _, err := c.cfg.Raft.Apply(ctx, &state.SetParents{Volumes: parents}); err != nil {

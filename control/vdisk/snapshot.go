@@ -2,6 +2,7 @@ package vdisk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"regexp"
@@ -28,6 +29,10 @@ type SnapshotEngine interface {
 	// SnapshotSpace says how many bytes only this snapshot holds, and how many it shares.
 	SnapshotSpace(ctx context.Context, v state.Volume, id uuid.UUID) (unique, shared int64, err error)
 	Rollback(ctx context.Context, v state.Volume, id uuid.UUID, saveAs SnapshotSpec) error
+	// RolledBack says whether the rollback that kept what the volume was as snapshot saved has been done; ErrNotFound without that snapshot.
+	RolledBack(ctx context.Context, v state.Volume, saved uuid.UUID) (bool, error)
+	// Parent says what a volume is a clone of. A rollback can change it, once there was a promotion.
+	Parent(ctx context.Context, v state.Volume) (*state.VolumeParent, error)
 	// Clone opens a volume whose state names its parent, which makes it.
 	Clone(ctx context.Context, v state.Volume) error
 	SetTemplate(ctx context.Context, v state.Volume, on bool) error
@@ -281,8 +286,23 @@ func (c *Controller) Rollback(ctx context.Context, disk, snapshot string, force 
 	return c.rollback(ctx, disk, snapshot, force, uuid.New())
 }
 
-// rollback keeps what the vDisk was under an id.
+// rollback keeps what the vDisk was under an id. Called again with the same, it does it once, and keeps the state that an attempt which
+// came to nothing has kept, besides.
 func (c *Controller) rollback(ctx context.Context, disk, snapshot string, force bool, keep uuid.UUID) (Snapshot, error) {
+	d, kept, err := c.find(ctx, disk, keep.String())
+	if err == nil {
+		done, err := c.cfg.Engine.RolledBack(ctx, d.Volume, keep)
+		if err != nil {
+			return Snapshot{}, fmt.Errorf("roll back vdisk %s to %s: see what became of the attempt before: %w", disk, snapshot, err)
+		}
+		if done {
+			c.noteParent(ctx, d)
+			return kept, nil
+		}
+		keep = uuid.New()
+	} else if !errors.Is(err, state.ErrNotFound) {
+		return Snapshot{}, err
+	}
 	d, s, err := c.find(ctx, disk, snapshot)
 	if err != nil {
 		return Snapshot{}, err
@@ -292,15 +312,42 @@ func (c *Controller) rollback(ctx context.Context, disk, snapshot string, force 
 			Remedy: "shut its VM down, or force the rollback"}
 	}
 	now := time.Now()
-	save := SnapshotSpec{ID: keep, Name: "before-rollback-" + now.UTC().Format("2006-01-02T15:04:05.000Z"), Created: now, Automatic: true,
+	save := SnapshotSpec{ID: keep, Name: "before-rollback-" + now.UTC().Format("2006-01-02T15:04:05.000000Z"), Created: now, Automatic: true,
 		Labels: map[string]string{"rollback-to": s.Name}}
-	if err := c.cfg.Engine.Rollback(ctx, d.Volume, s.ID, save); err != nil {
+	if err := c.cfg.Engine.Rollback(ctx, d.Volume, s.ID, save); err != nil && !c.rolledBack(ctx, d, keep) {
 		return Snapshot{}, fmt.Errorf("roll back vdisk %s to %s: %w", disk, s.Name, err)
 	}
 	c.cfg.Log.Info("vdisk rolled back", "vdisk", disk, "snapshot", s.Name, "saved_as", save.Name)
+	c.noteParent(ctx, d)
 	c.snapshotEvent(events.SnapshotRollback, d, s)
 	_, saved, err := c.find(ctx, disk, save.ID.String())
 	return saved, err
+}
+
+const rolledBackWait = 5 * time.Second
+
+// rolledBack says of a rollback that ended with an error whether it was done all the same: a caller that is away after the point of no
+// return does not undo it.
+func (c *Controller) rolledBack(ctx context.Context, d VDisk, keep uuid.UUID) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rolledBackWait)
+	defer cancel()
+	done, err := c.cfg.Engine.RolledBack(ctx, d.Volume, keep)
+	return err == nil && done
+}
+
+// noteParent makes the cluster's state say of what a vDisk is a clone, as its engine does. What that does not succeed in is noted the next
+// time; until then a list names the parent before.
+func (c *Controller) noteParent(ctx context.Context, d VDisk) {
+	p, err := c.cfg.Engine.Parent(ctx, d.Volume)
+	if was := d.Volume.Parent; err == nil && (p == nil) == (was == nil) && (p == nil || *p == *was) {
+		return
+	}
+	if err == nil {
+		_, err = c.cfg.Raft.Apply(ctx, &state.SetParents{Volumes: []state.NewParent{{Volume: d.Volume.ID, Parent: p}}})
+	}
+	if err != nil {
+		c.cfg.Log.Warn("of what the vdisk is a clone is not noted", "vdisk", d.FullName(), "err", err)
+	}
 }
 
 // Clone makes a vDisk that begins as a snapshot of another one, without copying. from is "vpool/disk@snapshot", or

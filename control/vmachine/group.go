@@ -208,7 +208,7 @@ func (c *Controller) Rollback(ctx context.Context, name, snapshot string, force 
 		return "", err
 	}
 	now := time.Now()
-	group, err := c.snapshot(ctx, m, vdisk.SnapshotSpec{Name: "vm-before-rollback-" + now.UTC().Format("2006-01-02T15:04:05.000Z"), Created: now,
+	group, err := c.snapshot(ctx, m, vdisk.SnapshotSpec{Name: "vm-before-rollback-" + now.UTC().Format("2006-01-02T15:04:05.000000Z"), Created: now,
 		Automatic: true, Labels: map[string]string{"rollback-to": s.Name}})
 	if err != nil {
 		return "", err
