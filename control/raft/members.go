@@ -52,8 +52,8 @@ func (n *Node) Indexes() (log, committed, applied uint64) {
 	return n.raft.LastIndex(), n.raft.CommitIndex(), n.fsm.applied.Load()
 }
 
-func (n *Node) change(ctx context.Context, what string, id uuid.UUID, f raft.Future) error {
-	if err := n.wait(ctx, f); err != nil {
+func (n *Node) change(ctx context.Context, what string, id uuid.UUID, submit func() raft.Future) error {
+	if err := n.wait(ctx, submit); err != nil {
 		return fmt.Errorf("%s node %s: %w", what, id, err)
 	}
 	return nil
@@ -62,28 +62,32 @@ func (n *Node) change(ctx context.Context, what string, id uuid.UUID, f raft.Fut
 // AddNonvoter lets a node follow the log.
 func (n *Node) AddNonvoter(ctx context.Context, id uuid.UUID) error {
 	s := id.String()
-	return n.change(ctx, "add", id, n.raft.AddNonvoter(raft.ServerID(s), raft.ServerAddress(s), 0, attemptTimeout))
+	return n.change(ctx, "add", id, func() raft.Future {
+		return n.raft.AddNonvoter(raft.ServerID(s), raft.ServerAddress(s), 0, attemptTimeout)
+	})
 }
 
 // Promote makes a node that follows a voter.
 func (n *Node) Promote(ctx context.Context, id uuid.UUID) error {
 	s := id.String()
-	return n.change(ctx, "promote", id, n.raft.AddVoter(raft.ServerID(s), raft.ServerAddress(s), 0, attemptTimeout))
+	return n.change(ctx, "promote", id, func() raft.Future {
+		return n.raft.AddVoter(raft.ServerID(s), raft.ServerAddress(s), 0, attemptTimeout)
+	})
 }
 
 // Demote takes a node's vote.
 func (n *Node) Demote(ctx context.Context, id uuid.UUID) error {
-	return n.change(ctx, "demote", id, n.raft.DemoteVoter(raft.ServerID(id.String()), 0, attemptTimeout))
+	return n.change(ctx, "demote", id, func() raft.Future { return n.raft.DemoteVoter(raft.ServerID(id.String()), 0, attemptTimeout) })
 }
 
 // Remove takes a node out of the configuration.
 func (n *Node) Remove(ctx context.Context, id uuid.UUID) error {
-	return n.change(ctx, "remove", id, n.raft.RemoveServer(raft.ServerID(id.String()), 0, attemptTimeout))
+	return n.change(ctx, "remove", id, func() raft.Future { return n.raft.RemoveServer(raft.ServerID(id.String()), 0, attemptTimeout) })
 }
 
 // TransferLeadership hands the lead to whichever voter is furthest.
 func (n *Node) TransferLeadership(ctx context.Context) error {
-	return n.change(ctx, "hand on the lead of", n.id.Node, n.raft.LeadershipTransfer())
+	return n.change(ctx, "hand on the lead of", n.id.Node, func() raft.Future { return n.raft.LeadershipTransfer() })
 }
 
 // MarkRemoved makes this data directory one that does not start again: the cluster has taken the node out.

@@ -237,8 +237,12 @@ func (n *Node) propose(ctx context.Context, entry []byte) (Outcome, error) {
 	if err := state.CheckEntry(entry); err != nil {
 		return Outcome{}, err
 	}
-	f := n.raft.Apply(entry, proposeTimeout)
-	if err := n.wait(ctx, f); err != nil {
+	var f raft.ApplyFuture
+	err := n.wait(ctx, func() raft.Future {
+		f = n.raft.Apply(entry, proposeTimeout)
+		return f
+	})
+	if err != nil {
 		return Outcome{}, err
 	}
 	a := f.Response().(applied)
@@ -276,7 +280,7 @@ func (n *Node) Sync(ctx context.Context) error {
 // ReadIndex is the index of the last command that may have been acknowledged, if this node leads: else *NotLeaderError. The
 // proof comes first: what is in the log of one who led after the question was asked includes all that was acknowledged before.
 func (n *Node) ReadIndex(ctx context.Context) (uint64, error) {
-	if err := n.wait(ctx, n.raft.VerifyLeader()); err != nil {
+	if err := n.wait(ctx, func() raft.Future { return n.raft.VerifyLeader() }); err != nil {
 		return 0, err
 	}
 	return n.commands.last.Load(), nil

@@ -417,11 +417,15 @@ func (n *Node) Ready(ctx context.Context) error {
 	return nil
 }
 
-// wait ends with the future, the context or the node's failure, whichever is first.
-func (n *Node) wait(ctx context.Context, f raft.Future) error {
+// wait hands something over to raft, and ends with its future, the context or the node's failure, whichever is first. Raft takes things over
+// in its own time: while its disk hangs it takes none, and some of its methods know no end of waiting for that but that raft goes down.
+func (n *Node) wait(ctx context.Context, submit func() raft.Future) error {
 	done := make(chan error, 1)
-	endWith(f, n.down)
-	n.waiting.Go(func() { done <- f.Error() })
+	n.waiting.Go(func() {
+		f := submit()
+		endWith(f, n.down)
+		done <- f.Error()
+	})
 	select {
 	case err := <-done:
 		if failed := n.failure.Err(); failed != nil {
@@ -473,7 +477,7 @@ func (n *Node) Err() error { return n.failure.Err() }
 
 // Snapshot writes a snapshot now and trims the log.
 func (n *Node) Snapshot(ctx context.Context) error {
-	err := n.wait(ctx, n.raft.Snapshot())
+	err := n.wait(ctx, func() raft.Future { return n.raft.Snapshot() })
 	if errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return nil
 	}

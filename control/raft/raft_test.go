@@ -612,6 +612,48 @@ func TestFuturesEndWithRaft(t *testing.T) {
 	must(t, n.Close())
 }
 
+// A disk that hangs keeps nobody waiting longer than its context: neither who has handed a command over, nor who cannot.
+func TestHangingDisk(t *testing.T) {
+	var hang atomic.Bool
+	release := make(chan struct{})
+	n := open(t, Config{Dir: t.TempDir(), wrap: func(l logStore) logStore {
+		return stepping{l, func(what string) {
+			if hang.Load() && strings.HasPrefix(what, "before append") {
+				<-release
+			}
+		}}
+	}})
+	must(t, createPool(n))
+	hang.Store(true)
+	began := time.Now()
+	var all sync.WaitGroup
+	for i := range 200 { // more than the channels of raft hold
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			var err error
+			switch i % 3 {
+			case 0:
+				_, err = n.Apply(ctx, &state.CreateInode{FSID: state.FSIDOf(pool), Parent: state.RootIno, Name: fmt.Sprint(i), Kind: state.File, How: state.Guarded, Volume: uuid.New()})
+			case 1:
+				err = n.Sync(ctx)
+			case 2:
+				err = n.AddNonvoter(ctx, uuid.New())
+			}
+			if !errors.Is(err, ErrUnavailable) {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("callers with 200 ms waited %s", took)
+	}
+	close(release)
+	must(t, createFile(n, "after"))
+	must(t, n.Close())
+}
+
 // Each call to the log and the stable store fails once, start and votes included: the node never goes on, never hangs and
 // never takes the process down by a panic.
 func TestEveryStoreCallFails(t *testing.T) {
