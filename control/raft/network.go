@@ -45,6 +45,7 @@ func (e *NotLeaderError) Unwrap() error { return ErrUnavailable }
 // Bounds of a command or read that meets a change of leader.
 const (
 	proposeTimeout = 20 * time.Second
+	heardPause     = 100 * time.Microsecond
 	attemptTimeout = 5 * time.Second // of one try at one node: its leader may have been cut off without knowing
 	retryPause     = 25 * time.Millisecond
 	retryPauseMax  = 250 * time.Millisecond
@@ -207,9 +208,28 @@ func (n *Node) Relay(ctx context.Context, entry []byte) (out Outcome, err error)
 
 // heard tells raft of a commit that the leader has told us of. Else it would hear of it with the leader's next message, which comes with the next
 // entry or after CommitTimeout. What it gets is what a leader of that term may have sent after its commit: an append of no entries. Raft takes
-// it only if it has the entry, of that term, and has not seen a later term since.
+// it only if it has the entry, of that term, and has not seen a later term since. The answer may overtake the entry, when the leader and
+// others have committed it; raft would refuse the message then, so it is waited for, no longer than the leader's next message takes.
 func (n *Node) heard(ctx context.Context, leader uuid.UUID, out Outcome) {
-	if out.Term == 0 || n.fsm.applied.Load() >= out.Index {
+	if out.Term == 0 {
+		return
+	}
+	pause := heardPause
+	for end := time.Now().Add(n.cfg.ElectionTimeout / commitTimeouts); n.raft.LastIndex() < out.Index; pause *= 2 {
+		if time.Now().After(end) {
+			return
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		case <-n.failure.ch:
+			return
+		case <-n.closing:
+			return
+		}
+	}
+	if n.fsm.applied.Load() >= out.Index {
 		return
 	}
 	id := raft.ServerID(leader.String())

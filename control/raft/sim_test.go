@@ -188,9 +188,9 @@ func TestSimulatedHours(t *testing.T) {
 	}
 }
 
-// A node that is told by the leader that its command is committed does not wait for the leader's next message, unless the answer
-// overtakes the entry itself, which the other follower and the leader have committed: as the simulated links have it, for none to a
-// third of a run's commands. Of 120 runs the slowest took 35 ms for each; where nobody is told, each takes 143 ms or more.
+// A node that is told by the leader that its command is committed does not wait for the leader's next message, also where
+// the answer overtakes the entry itself, which the other follower and the leader have committed: as the simulated links have it, for none to
+// a third of a run's commands.
 func TestFollowerHearsOfItsCommitAtOnce(t *testing.T) {
 	base := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
@@ -211,7 +211,7 @@ func TestFollowerHearsOfItsCommitAtOnce(t *testing.T) {
 			}
 		}
 		took := time.Since(began)
-		if took > writes*least/2 {
+		if took > writes*least/4 {
 			t.Errorf("%d commands took %s; the leader's next message alone comes after %s", writes, took, least)
 		}
 		for i := range 3 {
