@@ -89,6 +89,8 @@ type Type struct {
 	Queue      string
 	Ensure     state.EnsureMode
 	Deliveries int
+	// PerObject: Ensure is about tasks of the same object, not about all of the type.
+	PerObject bool
 	// Consequence and Remedy complete an error that has none of its own.
 	Consequence string
 	Remedy      string
@@ -99,6 +101,9 @@ func (t Type) Spec(object, by string, args any) (state.TaskSpec, error) {
 	s := state.TaskSpec{Type: t.Name, Queue: t.Queue, Ensure: t.Ensure, DeliveriesMax: t.Deliveries, Object: object, By: by}
 	if s.Queue == "" {
 		s.Queue = state.QueueGeneric
+	}
+	if t.PerObject {
+		s.Key = t.Name + " " + object
 	}
 	if args != nil {
 		b, err := json.Marshal(args)

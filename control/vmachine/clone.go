@@ -151,16 +151,75 @@ func (c *Controller) cloneOne(ctx context.Context, m VMachine, snap Snapshot, na
 		files[p.disk.File] = p.ref
 	}
 	// The id follows from what is made, so that a second attempt writes the same file.
-	fresh, err := vmconfig.Rewrite(m.Format, text, vmconfig.Copy{Name: name, UUID: uuid.NewSHA1(snap.ID, []byte(name)), Files: files})
+	own := uuid.NewSHA1(snap.ID, []byte(name))
+	fresh, err := vmconfig.Rewrite(m.Format, text, vmconfig.Copy{Name: name, UUID: own, Files: files})
 	if err != nil {
 		return uuid.Nil, err
+	}
+	if n, now, err := c.configOf(ctx, pool, m.Format, name); err != nil || now != nil {
+		return c.whole(ctx, m.Format, snap, plan, n, now, own, err)
 	}
 	id, err := c.build(ctx, m, pool, snap, plan, name, fresh)
 	if err != nil {
-		c.undo(ctx, snap, pool, plan, name)
+		if _, now, look := c.configOf(ctx, pool, m.Format, name); look == nil && now == nil { // else it is somebody's VM by now
+			c.undo(ctx, snap, pool, plan, name)
+		}
 		return uuid.Nil, err
 	}
 	return id, nil
+}
+
+// configName is the path of the describing file of a copy.
+func configName(format, name string) string {
+	suffix := ".xml"
+	if format == state.FormatVMX {
+		suffix = ".vmx"
+	}
+	return "/" + name + "/" + name + suffix
+}
+
+// configOf reads the describing file of a copy, nil while there is none. It is written last: once there is one the copy is whole, and its
+// user's.
+func (c *Controller) configOf(ctx context.Context, pool state.VPool, format, name string) (state.Inode, []byte, error) {
+	v := c.cfg.Store.View()
+	n, err := v.Resolve(pool.FSID, configName(format, name))
+	if errors.Is(err, state.ErrNotFound) {
+		return n, nil, nil
+	}
+	var vol state.Volume
+	if err == nil {
+		vol, err = v.Volume(n.Volume)
+	}
+	if err != nil {
+		return n, nil, err
+	}
+	b, err := c.cfg.Files.Read(ctx, vol, vmconfig.FileBytesMax)
+	if len(b) == 0 {
+		b = nil
+	}
+	return n, b, err
+}
+
+// whole gives the VM that an earlier attempt has made, and changes nothing of it: it may have run since, its hypervisor may have written its
+// describing file anew, its disks may stand by themselves. One of another origin is refused.
+func (c *Controller) whole(ctx context.Context, format string, snap Snapshot, plan []copied, n state.Inode, config []byte, own uuid.UUID, err error) (uuid.UUID, error) {
+	if err != nil {
+		return uuid.Nil, err
+	}
+	parsed, perr := vmconfig.Parse(format, config)
+	ours := perr == nil && parsed.UUID == own.String()
+	for _, p := range plan {
+		have, err := c.cfg.Disks.Get(ctx, p.to)
+		ours = ours || err == nil && have.Volume.Parent != nil && have.Volume.Parent.Snapshot == snap.members[p.disk.Volume].ID
+	}
+	if !ours {
+		return uuid.Nil, &state.Error{Err: state.ErrExist, Object: "file " + n.Name}
+	}
+	id, err := c.ingest(ctx, n)
+	if err == nil && id == uuid.Nil {
+		err = fmt.Errorf("its describing file %s is not one", n.Name)
+	}
+	return id, err
 }
 
 // plan says what the disks of a copy are called.
@@ -281,17 +340,13 @@ func (c *Controller) build(ctx context.Context, m VMachine, pool state.VPool, sn
 			return uuid.Nil, err
 		}
 	}
-	suffix := ".xml"
-	if m.Format == state.FormatVMX {
-		suffix = ".vmx"
-	}
-	n, err := c.write(ctx, pool.Name+"/", "/"+name+"/"+name+suffix, config)
+	n, err := c.write(ctx, pool.Name+"/", configName(m.Format, name), config)
 	if err != nil {
 		return uuid.Nil, err
 	}
 	id, err := c.ingest(ctx, n)
 	if err == nil && id == uuid.Nil {
-		err = fmt.Errorf("its describing file %s is not one", name+suffix)
+		err = fmt.Errorf("its describing file %s is not one", n.Name)
 	}
 	return id, err
 }
@@ -395,7 +450,8 @@ func (c *Controller) TaskTypes() []jobs.Type {
 		return func(done, total int) { r.Progress(int64(done), int64(total)) }
 	}
 	return []jobs.Type{{
-		Name: CloneTask, Title: "make VMs from a VM", Queue: state.QueueGeneric,
+		// Those of one VM one after the other: each knows what an earlier attempt left by the snapshot that it makes VMs from.
+		Name: CloneTask, Title: "make VMs from a VM", Queue: state.QueueGeneric, Ensure: state.EnsureChained, PerObject: true,
 		Consequence: "some of the VMs are not made", Remedy: "mend what the cause says, then retry the task: it makes those that are missing",
 		Do: func(ctx context.Context, r *jobs.Run) error {
 			var s CloneSpec

@@ -500,6 +500,51 @@ func TestCloneAndDelete(t *testing.T) {
 	}
 }
 
+// A task that is tried again makes what is missing, and leaves alone what it has made before, which runs by now.
+func TestRetriedCloneKeepsWhatIsUsed(t *testing.T) {
+	w := newWorld(t)
+	m := w.web()
+	clone := func(names ...string) ([]uuid.UUID, error) {
+		return w.c.clone(t.Context(), CloneSpec{VMachine: m.ID, Names: names}, "for-clones-x", func(int, int) {})
+	}
+	made, err := clone("one")
+	w.must(err)
+	w.own()
+	v := w.log.Store.View()
+	n, err := v.Resolve(w.pool.FSID, "/one/one.vmx")
+	w.must(err)
+	vol, err := v.Volume(n.Volume)
+	w.must(err)
+	text, err := w.files.Read(t.Context(), vol, 1<<20)
+	w.must(err)
+	config := string(text)
+	w.put("/one/one.vmx", config+"tools.syncTime = \"TRUE\"\n") // as a hypervisor does when it runs the VM
+	again, err := clone("one", "two")
+	if err != nil || len(again) != 2 || again[0] != made[0] {
+		t.Fatal(again, err)
+	}
+	w.own()
+	if got := diskNames(w.get("one")); got != "default/one/one default/one/one_1" {
+		t.Errorf("the disks of the first: %s", got)
+	}
+	// Its own data, and an id that the hypervisor gave: known by the disk that is left.
+	d, err := w.disks.Get(t.Context(), "default/one/one")
+	w.must(err)
+	w.must(w.disks.Flatten(t.Context(), "default/one/one", func(_, _ int64) {}))
+	w.put("/one/one.vmx", strings.Replace(config, "uuid.bios", "uuid.was", 1))
+	if again, err = clone("one"); err != nil || again[0] != made[0] {
+		t.Error(again, err)
+	}
+	// Nothing of it is known any more: refused, and nothing is deleted.
+	w.must(w.disks.Flatten(t.Context(), "default/one/one_1", func(_, _ int64) {}))
+	if _, err = clone("one"); !errors.Is(err, state.ErrExist) {
+		t.Error(err)
+	}
+	if have, err := w.disks.Get(t.Context(), "default/one/one"); err != nil || have.Volume.ID != d.Volume.ID {
+		t.Error(have, err)
+	}
+}
+
 func TestTemplate(t *testing.T) {
 	w := newWorld(t)
 	m := w.web()
