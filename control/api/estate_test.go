@@ -241,6 +241,17 @@ func TestRespondAsync(t *testing.T) {
 	}
 	again()
 
+	// A clone that cannot be made leaves no snapshot behind.
+	w.engine.Fail("Clone", errors.New("the backend is away"))
+	before := len(ask[v1.SnapshotList](w, "GET", "/vdisks/default%2Fa/snapshots", "", 200).Items)
+	if task := do("/vdisks/default%2Fa/clones", `{"name":"default/c"}`); task.State != "failed" {
+		t.Fatalf("%+v", task)
+	}
+	if l := ask[v1.SnapshotList](w, "GET", "/vdisks/default%2Fa/snapshots", "", 200); len(l.Items) != before {
+		t.Fatalf("%+v", l.Items)
+	}
+	w.engine.Fail("Clone", nil)
+
 	// A rollback may make of the vDisk a clone of something else.
 	w.engine.SetParent(a.ID, &state.VolumeParent{Volume: b.ID, Snapshot: uuid.New()})
 	if task := do("/vdisks/default%2Fa/rollback?confirm=default/a", `{"snapshot":"s1"}`); task.State != "succeeded" {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -145,6 +146,19 @@ func TestFromTemplateIsATask(t *testing.T) {
 	ask[v1.Problem](w, "DELETE", "/tasks/"+task.ID.String(), "", 409)
 	if l := ask[v1.TaskList](w, "GET", "/tasks?filter=state=succeeded", "", 200); len(l.Items) != 1 {
 		t.Fatalf("%+v", l)
+	}
+
+	// Tried again, the task takes no other vDisk for its own.
+	w.engine.Fail("Clone", errors.New("the backend is away"))
+	at := "/tasks/" + ask[v1.Task](w, "POST", "/vdisks/default%2Fgolden/copies", `{"names":["default/vm4"]}`, 202).ID.String()
+	if task := ask[v1.Task](w, "GET", at+"?wait=20", "", 200); task.State != "failed" {
+		t.Fatalf("%+v", task)
+	}
+	w.engine.Fail("Clone", nil)
+	ask[v1.VDisk](w, "POST", "/vdisks", `{"name":"default/vm4","size":"1MiB"}`, 201)
+	ask[v1.Task](w, "POST", at+"/retry", "", 202)
+	if task := ask[v1.Task](w, "GET", at+"?wait=20", "", 200); task.State != "failed" || !strings.Contains(task.Problem.Cause, "not made from") {
+		t.Fatalf("%+v", task)
 	}
 }
 

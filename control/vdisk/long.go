@@ -3,6 +3,7 @@ package vdisk
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -66,11 +67,21 @@ func (c *Controller) cloneTask(ctx context.Context, r *jobs.Run) error {
 		made, err = c.Clone(ctx, args.From, args.To)
 	case err == nil && r.Task().Deliveries <= 1:
 		err = &state.Error{Err: state.ErrExist, Object: "vdisk " + args.To}
-	case err == nil && made.Volume.Parent == nil:
-		err = &state.Error{Err: state.ErrExist, Object: "vdisk " + args.To, Detail: "is no clone"}
+	case err == nil:
+		err = c.cloneOf(ctx, made, args.From)
 	}
 	if err != nil {
 		return err
 	}
 	return r.Result(map[string]string{"vdisk": made.FullName()})
+}
+
+// cloneOf refuses a vDisk that is not a clone of another, or of a snapshot of it.
+func (c *Controller) cloneOf(ctx context.Context, made VDisk, from string) error {
+	disk, _, _ := strings.Cut(from, "@")
+	source, err := c.Get(ctx, disk)
+	if err == nil && (made.Volume.Parent == nil || made.Volume.Parent.Volume != source.Volume.ID) {
+		err = &state.Error{Err: state.ErrExist, Object: "vdisk " + made.FullName(), Detail: "is no clone of " + disk}
+	}
+	return err
 }

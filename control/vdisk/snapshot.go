@@ -353,20 +353,28 @@ func (c *Controller) noteParent(ctx context.Context, d VDisk) {
 // Clone makes a vDisk that begins as a snapshot of another one, without copying. from is "vpool/disk@snapshot", or
 // "vpool/disk": then a snapshot is taken for it.
 func (c *Controller) Clone(ctx context.Context, from, to string) (VDisk, error) {
-	disk, snapshot := from, ""
 	if strings.Contains(from, "@") {
-		var err error
-		if disk, snapshot, err = SplitSnapshot(from); err != nil {
-			return VDisk{}, err
-		}
-	} else {
-		s, err := c.Snapshot(ctx, disk, SnapshotSpec{Name: "for-clone-" + uuid.NewString(), Automatic: true, Sticky: true,
-			Labels: map[string]string{"for": to}})
+		disk, snapshot, err := SplitSnapshot(from)
 		if err != nil {
 			return VDisk{}, err
 		}
-		snapshot = s.ID.String()
+		return c.clone(ctx, disk, snapshot, to)
 	}
+	s, err := c.Snapshot(ctx, from, SnapshotSpec{Name: "for-clone-" + uuid.NewString(), Automatic: true, Sticky: true, Labels: map[string]string{"for": to}})
+	if err != nil {
+		return VDisk{}, err
+	}
+	made, err := c.clone(ctx, from, s.ID.String(), to)
+	if err != nil {
+		if undo := c.DeleteSnapshot(context.WithoutCancel(ctx), from, s.ID.String(), true); undo != nil {
+			c.cfg.Log.Warn("snapshot for a clone that could not be made is left over", "vdisk", from, "snapshot", s.Name, "err", undo)
+		}
+	}
+	return made, err
+}
+
+func (c *Controller) clone(ctx context.Context, disk, snapshot, to string) (VDisk, error) {
+	from := disk + "@" + snapshot
 	d, s, err := c.find(ctx, disk, snapshot)
 	if err != nil {
 		return VDisk{}, err

@@ -37,12 +37,20 @@ func (c *Controller) fromTemplateTask(ctx context.Context, r *jobs.Run) error {
 	if err := r.Args(&args); err != nil {
 		return err
 	}
+	template, err := c.Get(ctx, args.Template)
+	if err != nil {
+		return err
+	}
 	var missing []string
 	for _, name := range args.Names {
-		if _, err := c.Get(ctx, name); errors.Is(err, state.ErrNotFound) {
+		made, err := c.Get(ctx, name)
+		switch {
+		case errors.Is(err, state.ErrNotFound):
 			missing = append(missing, name)
-		} else if err != nil {
+		case err != nil:
 			return err
+		case made.Volume.Parent == nil || made.Volume.Parent.Volume != template.Volume.ID:
+			return &state.Error{Err: state.ErrExist, Object: "vdisk " + name, Detail: "is not made from " + args.Template}
 		}
 	}
 	made, total := len(args.Names)-len(missing), int64(len(args.Names))
