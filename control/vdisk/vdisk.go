@@ -349,7 +349,7 @@ func (c *Controller) Delete(ctx context.Context, name string, force bool) error 
 	}
 	if clones := c.clonesOf(d, uuid.Nil); len(clones) > 0 {
 		return &state.Error{Err: state.ErrConflict, Object: "vdisk " + name, Detail: fmt.Sprintf("%d clones hang on its snapshots", len(clones)),
-			By: clones[:min(len(clones), 10)], Remedy: "delete or flatten the clones first"}
+			By: clones[:min(len(clones), 10)], Remedy: "promote, delete or flatten the clones first"}
 	}
 	_, err = c.cfg.Raft.Apply(ctx, &state.RemoveInode{FSID: d.Pool.FSID, Dir: d.Inode.Parent, Name: d.Inode.Name, Ino: d.Inode.Ino})
 	if err != nil {

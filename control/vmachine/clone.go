@@ -410,7 +410,7 @@ func (c *Controller) undo(ctx context.Context, snap Snapshot, pool state.VPool, 
 		}
 		mine = true
 		dirs[have.Pool.FSID] = true
-		warn(p.to, c.cfg.Disks.Delete(ctx, p.to, true))
+		warn(p.to, c.cfg.Disks.Delete(ctx, p.to, false)) // not if somebody has it open
 		if p.text != "" {
 			warn(p.text, c.remove(ctx, have.Pool.FSID, p.text, 0))
 		}
