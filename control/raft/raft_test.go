@@ -615,20 +615,29 @@ func TestFuturesEndWithRaft(t *testing.T) {
 // A disk that hangs keeps nobody waiting longer than its context: neither who has handed a command over, nor who cannot.
 func TestHangingDisk(t *testing.T) {
 	var hang atomic.Bool
-	release := make(chan struct{})
+	hung, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
 	n := open(t, Config{Dir: t.TempDir(), wrap: func(l logStore) logStore {
 		return stepping{l, func(what string) {
 			if hang.Load() && strings.HasPrefix(what, "before append") {
+				once.Do(func() { close(hung) })
 				<-release
 			}
 		}}
 	}})
 	must(t, createPool(n))
 	hang.Store(true)
-	began := time.Now()
 	var all sync.WaitGroup
+	all.Go(func() {
+		if err := createFile(n, "before"); err != nil {
+			t.Error(err)
+		}
+	})
+	<-hung
+	began := time.Now()
+	var callers sync.WaitGroup
 	for i := range 200 { // more than the channels of raft hold
-		all.Go(func() {
+		callers.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 			defer cancel()
 			var err error
@@ -645,11 +654,12 @@ func TestHangingDisk(t *testing.T) {
 			}
 		})
 	}
-	all.Wait()
+	callers.Wait()
 	if took := time.Since(began); took > 3*time.Second {
 		t.Errorf("callers with 200 ms waited %s", took)
 	}
 	close(release)
+	all.Wait()
 	must(t, createFile(n, "after"))
 	must(t, n.Close())
 }

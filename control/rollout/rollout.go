@@ -340,11 +340,12 @@ func (o *Rollout) node(ctx context.Context, r *jobs.Run) error {
 	deadline := time.Now().Add(o.cfg.Patience)
 	for {
 		st, err := o.cfg.Machine.Status(ctx)
-		if err != nil {
-			return err
-		}
 		mine := st.Request == id
 		switch {
+		case err != nil: // as while the machine goes down for the restart that this has asked for
+			if ctx.Err() != nil || time.Now().After(deadline) {
+				return err
+			}
 		case st.Version == args.Version && !st.Trying:
 			return r.Result(map[string]string{"version": st.Version})
 		case mine && !st.Busy && st.Error != "":

@@ -237,7 +237,7 @@ func TestOneAfterTheOther(t *testing.T) {
 	if task.State != state.TaskSucceeded || c.versions() != "2.0 2.0 2.0 2.0" || c.most != 1 || len(c.log) != 4 ||
 		c.log[0] != "n2" && c.log[3] != "n2" { // the extra first, unless the task runs there
 
-		t.Fatalf("%+v, versions %s, at most %d away, order %v", task, c.versions(), c.most, c.log)
+		t.Fatalf("%+v %+v, versions %s, at most %d away, order %v", task, task.Problem, c.versions(), c.most, c.log)
 	}
 	var result struct{ Version string }
 	if err := json.Unmarshal(task.Result, &result); err != nil || result.Version != "2.0" {
