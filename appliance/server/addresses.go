@@ -113,5 +113,8 @@ func (a *appliance) keepAddresses(ctx context.Context) error {
 		if err := a.nodes.Register(ctx, spec); err != nil && ctx.Err() == nil {
 			a.cfg.Log.Warn("where this node is reached could not be recorded, it is tried again", "err", err)
 		}
+		if err := a.renew(ctx); err != nil && ctx.Err() == nil { // the certificate names the address
+			a.cfg.Log.Warn("certificates could not be renewed, the old ones stay in use", "err", err)
+		}
 	})
 }

@@ -44,7 +44,7 @@ func (b *base) openControl(ctx context.Context) error {
 	}
 	b.cfg.Log = b.cfg.Log.With("component", component(id, self, "appliance"))
 	b.newPeers(self)
-	conf := pki.Config{Dir: filepath.Join(b.cfg.Data, tlsName), Name: id.String(), Hosts: pki.LocalHosts(), Cluster: id, Node: self}
+	conf := pki.Config{Dir: filepath.Join(b.cfg.Data, tlsName), Name: id.String(), Hosts: pki.LocalHosts, Cluster: id, Node: self}
 	if cluster.HasPeers(dir) { // else a lost authority's key is not somebody else's to use
 		conf.Sign = func(ctx context.Context, r pki.Request) ([]byte, error) { return b.network.Sign(ctx, r) }
 	}
@@ -284,7 +284,7 @@ func InitCluster(_ context.Context, cfg Config) (st ClusterStatus, err error) {
 	if err := n.Close(); err != nil {
 		return st, err
 	}
-	_, err = pki.Open(pki.Config{Dir: filepath.Join(cfg.Data, tlsName), Name: st.Cluster.String(), Hosts: pki.LocalHosts(), Cluster: st.Cluster,
+	_, err = pki.Open(pki.Config{Dir: filepath.Join(cfg.Data, tlsName), Name: st.Cluster.String(), Hosts: pki.LocalHosts, Cluster: st.Cluster,
 		Node: st.Self})
 	return st, err
 }

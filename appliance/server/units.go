@@ -122,7 +122,7 @@ func (b *base) followControl(ctx context.Context) error {
 	b.cfg.Log = b.cfg.Log.With("component", component(f.Cluster(), f.ID(), "appliance"))
 	b.newPeers(f.ID())
 	var err error
-	b.tls, err = pki.Open(pki.Config{Dir: filepath.Join(b.cfg.Data, tlsName), Name: f.Cluster().String(), Hosts: pki.LocalHosts(),
+	b.tls, err = pki.Open(pki.Config{Dir: filepath.Join(b.cfg.Data, tlsName), Name: f.Cluster().String(), Hosts: pki.LocalHosts,
 		Sign: func(context.Context, pki.Request) ([]byte, error) { return nil, errors.New("control renews it") }})
 	return err
 }

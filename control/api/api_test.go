@@ -440,7 +440,7 @@ func useClient(t *testing.T, c *client.Client) {
 
 func TestClientOverHTTPS(t *testing.T) {
 	w := newWorld(t)
-	keys, err := pki.Open(pki.Config{Dir: filepath.Join(w.dir, "tls"), Name: "test", Hosts: pki.LocalHosts()})
+	keys, err := pki.Open(pki.Config{Dir: filepath.Join(w.dir, "tls"), Name: "test", Hosts: pki.LocalHosts})
 	if err != nil {
 		t.Fatal(err)
 	}

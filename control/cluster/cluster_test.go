@@ -56,7 +56,7 @@ func open(t testing.TB, dir string) *appliance {
 	control := filepath.Join(dir, "control")
 	cluster, self, err := raft.Identify(control)
 	must(t, err)
-	p, err := pki.Open(pki.Config{Dir: filepath.Join(dir, "tls"), Name: cluster.String(), Hosts: []string{"127.0.0.1"}, Cluster: cluster,
+	p, err := pki.Open(pki.Config{Dir: filepath.Join(dir, "tls"), Name: cluster.String(), Hosts: func() []string { return []string{"127.0.0.1"} }, Cluster: cluster,
 		Node: self, Sign: func(ctx context.Context, r pki.Request) ([]byte, error) { return a.c.Sign(ctx, r) }})
 	must(t, err)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -218,7 +218,10 @@ func (s *Server) Renew(ctx context.Context) error {
 }
 
 func (s *Server) renewServer(ctx context.Context) error {
-	key, r, err := NewRequest(ForServer, s.cfg.Node, s.cfg.Hosts)
+	s.mu.Lock()
+	hosts := s.hostsNow()
+	s.mu.Unlock()
+	key, r, err := NewRequest(ForServer, s.cfg.Node, hosts)
 	if err != nil {
 		return err
 	}
@@ -231,7 +234,7 @@ func (s *Server) renewServer(ctx context.Context) error {
 		return err
 	}
 	s.mu.Lock()
-	s.cert = cert
+	s.cert, s.asked = cert, hosts
 	s.mu.Unlock()
 	return nil
 }

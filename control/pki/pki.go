@@ -31,6 +31,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,11 +47,16 @@ const (
 	skew       = time.Hour // a client's clock may be behind
 )
 
-// Config says where the files are and whom the certificate names. Hosts are names or addresses.
+// hostsEvery is how often it is looked whether the host is reached by others than the certificate names, and the file is read that
+// another process may have renewed.
+const hostsEvery = 5 * time.Second
+
+// Config says where the files are and whom the certificate names.
 type Config struct {
-	Dir   string
-	Name  string // of the cluster, in the authority's subject
-	Hosts []string
+	Dir  string
+	Name string // of the cluster, in the authority's subject
+	// Hosts gives the names and addresses that the server's certificate is for, as they are now: LocalHosts. The first 64 count.
+	Hosts func() []string
 	Now   func() time.Time
 	// Cluster and Node are for the node's certificate; without them there is none.
 	Cluster, Node uuid.UUID
@@ -68,6 +74,11 @@ type Server struct {
 	caKey *ecdsa.PrivateKey // nil on a node that has it not
 	cert  *tls.Certificate
 	node  *tls.Certificate
+
+	hosts  []string // as of looked
+	looked time.Time
+	asked  []string  // whom cert was made for, if it was here
+	read   time.Time // when its file was
 }
 
 // Open loads the files or makes them in a directory that has none.
@@ -117,7 +128,16 @@ func (s *Server) TLS() *tls.Config {
 func (s *Server) certificate() (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.due(s.cert.Leaf) || s.caKey == nil { // then Renew does it
+	if !s.due(s.cert.Leaf) {
+		return s.cert, nil
+	}
+	if s.caKey == nil { // then Renew does it, here or in the process that has the node port
+		if now := s.cfg.Now(); now.Sub(s.read).Abs() >= hostsEvery {
+			s.read = now
+			if cert, ok := s.load(serverFile); ok {
+				s.cert = cert
+			}
+		}
 		return s.cert, nil
 	}
 	cert, err := s.issue()
@@ -136,12 +156,25 @@ func (s *Server) due(leaf *x509.Certificate) bool {
 	if now := s.cfg.Now(); now.After(leaf.NotBefore.Add(life/3*2)) || now.Before(leaf.NotBefore) {
 		return true
 	}
-	for _, h := range s.cfg.Hosts {
+	hosts := s.hostsNow()
+	if slices.Equal(hosts, s.asked) {
+		return false // also if a name among them is none that a certificate can have
+	}
+	for _, h := range hosts {
 		if leaf.VerifyHostname(h) != nil {
 			return true
 		}
 	}
 	return false
+}
+
+// hostsNow gives whom the certificate should name. mu is held, or nobody else knows s yet.
+func (s *Server) hostsNow() []string {
+	if now := s.cfg.Now(); s.hosts == nil || now.Sub(s.looked).Abs() >= hostsEvery {
+		s.hosts, s.looked = s.cfg.Hosts(), now
+		s.hosts = s.hosts[:min(len(s.hosts), hostsMax)]
+	}
+	return s.hosts
 }
 
 func (s *Server) loadCA() error {
@@ -239,7 +272,8 @@ func (s *Server) issue() (*tls.Certificate, error) {
 	if s.caKey == nil {
 		return nil, errors.New("server.pem is missing and this node has no authority's key to make one: join the cluster again")
 	}
-	key, r, err := NewRequest(ForServer, s.cfg.Node, s.cfg.Hosts)
+	hosts := s.hostsNow()
+	key, r, err := NewRequest(ForServer, s.cfg.Node, hosts)
 	if err != nil {
 		return nil, err
 	}
@@ -247,7 +281,11 @@ func (s *Server) issue() (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.keep(serverFile, key, der)
+	cert, err := s.keep(serverFile, key, der)
+	if err == nil {
+		s.asked = hosts
+	}
+	return cert, err
 }
 
 // keep writes a pair and loads it.

@@ -1,12 +1,14 @@
 package pki
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 )
@@ -23,7 +25,8 @@ func serverCert(t *testing.T, s *Server) *x509.Certificate {
 func TestCertificates(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "tls")
 	now := time.Now()
-	cfg := Config{Dir: dir, Name: "c", Hosts: []string{"localhost", "127.0.0.1", "::1"}, Now: func() time.Time { return now }}
+	hosts := []string{"localhost", "127.0.0.1", "::1"}
+	cfg := Config{Dir: dir, Name: "c", Hosts: func() []string { return hosts }, Now: func() time.Time { return now }}
 	open := func() *Server {
 		t.Helper()
 		s, err := Open(cfg)
@@ -34,7 +37,7 @@ func TestCertificates(t *testing.T) {
 	}
 	s := open()
 	first := serverCert(t, s)
-	for _, h := range cfg.Hosts {
+	for _, h := range hosts {
 		if _, err := first.Verify(x509.VerifyOptions{DNSName: h, Roots: s.Pool()}); err != nil {
 			t.Fatal(err)
 		}
@@ -48,12 +51,23 @@ func TestCertificates(t *testing.T) {
 		t.Fatal("a restart made a new certificate")
 	}
 	// A new host, a due date and a damaged file make a new one, under the same authority.
-	cfg.Hosts = append(cfg.Hosts, "node1")
+	hosts = append(hosts, "node1")
 	s2 := open()
 	second := serverCert(t, s2)
 	if second.Equal(first) || !s2.ca.Equal(s.ca) || second.VerifyHostname("node1") != nil {
 		t.Fatal("certificate does not follow the hosts")
 	}
+	hosts = append(slices.Clone(hosts), "192.0.2.7") // an address that came late
+	now = now.Add(hostsEvery)
+	if late := serverCert(t, s2); late.VerifyHostname("192.0.2.7") != nil || late.VerifyHostname("node1") != nil {
+		t.Fatal("certificate does not follow the hosts without a restart")
+	}
+	hosts = append(slices.Clone(hosts), "no host\x00")
+	now = now.Add(hostsEvery)
+	if odd := serverCert(t, s2); !odd.Equal(serverCert(t, s2)) {
+		t.Fatal("a name that no certificate can have makes a new one each time")
+	}
+	hosts = hosts[:4]
 	now = now.Add(serverLife/3*2 + time.Hour)
 	third := serverCert(t, s2) // without a restart
 	if third.Equal(second) || !third.NotAfter.After(second.NotAfter) {
@@ -88,8 +102,40 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
+// TestFileOfAnotherProcess: a process without the authority's key serves what the one beside it has renewed.
+func TestFileOfAnotherProcess(t *testing.T) {
+	now := time.Now()
+	hosts := []string{"127.0.0.1"}
+	cfg := Config{Dir: t.TempDir(), Hosts: func() []string { return hosts }, Now: func() time.Time { return now }}
+	owner, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := filepath.Join(cfg.Dir, "ca.key")
+	if err := os.Rename(key, key+".away"); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Sign = func(context.Context, Request) ([]byte, error) { return nil, errors.New("control renews it") }
+	reader, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hosts = []string{"127.0.0.1", "192.0.2.7"}
+	now = now.Add(hostsEvery)
+	if c := serverCert(t, reader); c.VerifyHostname("192.0.2.7") == nil {
+		t.Fatal("it has no key to make one")
+	}
+	if err := owner.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(hostsEvery)
+	if !serverCert(t, reader).Equal(serverCert(t, owner)) || serverCert(t, reader).VerifyHostname("192.0.2.7") != nil {
+		t.Fatal("the certificate that the other process has made is not served")
+	}
+}
+
 func TestHandshake(t *testing.T) {
-	s, err := Open(Config{Dir: t.TempDir(), Hosts: []string{"127.0.0.1"}})
+	s, err := Open(Config{Dir: t.TempDir(), Hosts: func() []string { return []string{"127.0.0.1"} }})
 	if err != nil {
 		t.Fatal(err)
 	}
