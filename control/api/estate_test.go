@@ -241,6 +241,28 @@ func TestRespondAsync(t *testing.T) {
 	}
 	again()
 
+	// A rewind makes a vDisk, once; tried again, it takes no other vDisk for its own.
+	at := time.Now().Add(-time.Minute).UTC().Format(time.RFC3339)
+	w.engine.Fail("Clone", errors.New("the backend is away"))
+	if task = do("/vdisks/default%2Fa/rewind", `{"at":"`+at+`","name":"default/was"}`); task.State != "failed" {
+		t.Fatalf("%+v", task)
+	}
+	w.engine.Fail("Clone", nil)
+	retry := func(want string) {
+		t.Helper()
+		ask[v1.Task](w, "POST", "/tasks/"+task.ID.String()+"/retry", "", 202)
+		if task := ask[v1.Task](w, "GET", "/tasks/"+task.ID.String()+"?wait=20", "", 200); task.State != want {
+			t.Fatalf("%+v %+v", task, task.Problem)
+		}
+	}
+	ask[v1.VDisk](w, "POST", "/vdisks", `{"name":"default/was","size":"1MiB"}`, 201)
+	retry("failed")
+	w.send("DELETE", base+"/vdisks/default%2Fwas?confirm=default/was", "", bearer(w.token))
+	retry("succeeded")
+	if was := ask[v1.VDisk](w, "GET", "/vdisks/default%2Fwas", "", 200); !strings.HasPrefix(was.Parent, "default/a@") {
+		t.Fatalf("%+v", was)
+	}
+
 	// A clone that cannot be made leaves no snapshot behind.
 	w.engine.Fail("Clone", errors.New("the backend is away"))
 	before := len(ask[v1.SnapshotList](w, "GET", "/vdisks/default%2Fa/snapshots", "", 200).Items)

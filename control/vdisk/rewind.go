@@ -149,11 +149,14 @@ func (c *Controller) Rewind(ctx context.Context, id uuid.UUID, args RewindArgs, 
 	if args.To == "" {
 		return s, nil
 	}
-	if _, err := c.Get(ctx, args.To); errors.Is(err, state.ErrNotFound) {
+	made, err := c.Get(ctx, args.To)
+	switch {
+	case errors.Is(err, state.ErrNotFound):
 		_, err = c.Clone(ctx, args.VDisk+"@"+s.ID.String(), args.To)
-		return s, err
+	case err == nil && (made.Volume.Parent == nil || made.Volume.Parent.Snapshot != s.ID):
+		err = &state.Error{Err: state.ErrExist, Object: "vdisk " + args.To, Detail: "is not made from the rewind; the snapshot " + s.Name + " is"}
 	}
-	return s, nil
+	return s, err
 }
 
 func (c *Controller) rewindTask(ctx context.Context, r *jobs.Run) error {
