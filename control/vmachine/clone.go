@@ -156,12 +156,12 @@ func (c *Controller) cloneOne(ctx context.Context, m VMachine, snap Snapshot, na
 	if err != nil {
 		return uuid.Nil, err
 	}
-	if n, now, err := c.configOf(ctx, pool, m.Format, name); err != nil || now != nil {
-		return c.whole(ctx, m.Format, snap, plan, n, now, own, err)
+	if id, there, err := c.whole(ctx, m.Format, pool, snap, plan, name, own); there || err != nil {
+		return id, err
 	}
 	id, err := c.build(ctx, m, pool, snap, plan, name, fresh)
 	if err != nil {
-		if _, now, look := c.configOf(ctx, pool, m.Format, name); look == nil && now == nil { // else it is somebody's VM by now
+		if _, there, look := c.whole(ctx, m.Format, pool, snap, plan, name, own); !there && look == nil { // else it is somebody's VM by now
 			c.undo(ctx, snap, pool, plan, name)
 		}
 		return uuid.Nil, err
@@ -178,48 +178,48 @@ func configName(format, name string) string {
 	return "/" + name + "/" + name + suffix
 }
 
-// configOf reads the describing file of a copy, nil while there is none. It is written last: once there is one the copy is whole, and its
-// user's.
-func (c *Controller) configOf(ctx context.Context, pool state.VPool, format, name string) (state.Inode, []byte, error) {
+// whole gives the VM that an earlier attempt has made, if there is one, and changes nothing of it. The describing file is written last: from
+// then on the copy is its user's. It may have run since, on another node, its hypervisor may have written that file anew, its disks may
+// stand by themselves. One of another origin is refused.
+func (c *Controller) whole(ctx context.Context, format string, pool state.VPool, snap Snapshot, plan []copied, name string, own uuid.UUID) (id uuid.UUID, there bool, err error) {
 	v := c.cfg.Store.View()
 	n, err := v.Resolve(pool.FSID, configName(format, name))
 	if errors.Is(err, state.ErrNotFound) {
-		return n, nil, nil
-	}
-	var vol state.Volume
-	if err == nil {
-		vol, err = v.Volume(n.Volume)
+		return uuid.Nil, false, nil
 	}
 	if err != nil {
-		return n, nil, err
+		return uuid.Nil, false, err
 	}
-	b, err := c.cfg.Files.Read(ctx, vol, vmconfig.FileBytesMax)
-	if len(b) == 0 {
-		b = nil
+	vm, known := v.VMachineOf(n.FSID, n.Ino)
+	says := vm.UUID
+	if !known {
+		vol, err := v.Volume(n.Volume)
+		if err != nil {
+			return uuid.Nil, false, err
+		}
+		text, err := c.cfg.Files.Read(ctx, vol, vmconfig.FileBytesMax)
+		if err != nil || len(text) == 0 {
+			return uuid.Nil, false, err
+		}
+		if parsed, err := vmconfig.Parse(format, text); err == nil {
+			says = parsed.UUID
+		}
 	}
-	return n, b, err
-}
-
-// whole gives the VM that an earlier attempt has made, and changes nothing of it: it may have run since, its hypervisor may have written its
-// describing file anew, its disks may stand by themselves. One of another origin is refused.
-func (c *Controller) whole(ctx context.Context, format string, snap Snapshot, plan []copied, n state.Inode, config []byte, own uuid.UUID, err error) (uuid.UUID, error) {
-	if err != nil {
-		return uuid.Nil, err
-	}
-	parsed, perr := vmconfig.Parse(format, config)
-	ours := perr == nil && parsed.UUID == own.String()
+	ours := says == own.String()
 	for _, p := range plan {
 		have, err := c.cfg.Disks.Get(ctx, p.to)
 		ours = ours || err == nil && have.Volume.Parent != nil && have.Volume.Parent.Snapshot == snap.members[p.disk.Volume].ID
 	}
-	if !ours {
-		return uuid.Nil, &state.Error{Err: state.ErrExist, Object: "file " + n.Name}
+	switch {
+	case !ours:
+		return uuid.Nil, true, &state.Error{Err: state.ErrExist, Object: "file " + pool.Name + configName(format, name)}
+	case known:
+		return vm.ID, true, nil
 	}
-	id, err := c.ingest(ctx, n)
-	if err == nil && id == uuid.Nil {
+	if id, err = c.ingest(ctx, n); err == nil && id == uuid.Nil {
 		err = fmt.Errorf("its describing file %s is not one", n.Name)
 	}
-	return id, err
+	return id, true, err
 }
 
 // plan says what the disks of a copy are called.

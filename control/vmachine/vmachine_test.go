@@ -535,6 +535,7 @@ func TestRetriedCloneKeepsWhatIsUsed(t *testing.T) {
 	if again, err = clone("one"); err != nil || again[0] != made[0] {
 		t.Error(again, err)
 	}
+	w.pass(30) // its new id is known
 	// Nothing of it is known any more: refused, and nothing is deleted.
 	w.must(w.disks.Flatten(t.Context(), "default/one/one_1", func(_, _ int64) {}))
 	if _, err = clone("one"); !errors.Is(err, state.ErrExist) {
