@@ -47,6 +47,7 @@ const (
 	proposeTimeout = 20 * time.Second
 	heardPause     = 100 * time.Microsecond
 	attemptTimeout = 5 * time.Second // of one try at one node: its leader may have been cut off without knowing
+	leaderLook     = 50 * time.Millisecond
 	retryPause     = 25 * time.Millisecond
 	retryPauseMax  = 250 * time.Millisecond
 )
@@ -325,7 +326,7 @@ func (n *Node) atLeader(ctx context.Context, f func(context.Context, uuid.UUID) 
 		}
 		hint = uuid.Nil
 		if leader != uuid.Nil {
-			attempt, done := context.WithTimeout(ctx, attemptTimeout)
+			attempt, done := n.attempt(ctx, leader)
 			err := f(attempt, leader)
 			done()
 			if err == nil {
@@ -354,6 +355,37 @@ func (n *Node) atLeader(ctx context.Context, f func(context.Context, uuid.UUID) 
 		case <-time.After(pause):
 			pause = min(2*pause, retryPauseMax)
 		}
+	}
+}
+
+// attempt bounds one try at one node: it ends with its time, or when this node hears that another one leads by now. Who was cut off
+// answers nobody, and its followers have elected another one long before its time is up.
+func (n *Node) attempt(ctx context.Context, at uuid.UUID) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	if at == n.id.Node {
+		return ctx, cancel
+	}
+	before := n.Leader()
+	var look *time.Timer
+	var mu sync.Mutex // of look
+	mu.Lock()
+	defer mu.Unlock()
+	look = time.AfterFunc(leaderLook, func() {
+		if now := n.Leader(); now != before && now != at && now != uuid.Nil {
+			cancel()
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if ctx.Err() == nil {
+			look.Reset(leaderLook)
+		}
+	})
+	return ctx, func() {
+		cancel()
+		mu.Lock()
+		defer mu.Unlock()
+		look.Stop()
 	}
 }
 
