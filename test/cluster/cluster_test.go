@@ -381,7 +381,6 @@ func (w *workload) finish() {
 	t.Helper()
 	close(w.stop)
 	w.wg.Wait()
-	var hashes []string
 	for _, n := range w.l.nodes {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		err := n.client.Sync(ctx)
@@ -391,11 +390,6 @@ func (w *workload) finish() {
 		}
 	}
 	for _, n := range w.l.nodes {
-		h, err := n.client.State().Hash()
-		if err != nil {
-			t.Fatal(err)
-		}
-		hashes = append(hashes, fmt.Sprintf("%x at %d", h[:6], n.client.State().Index()))
 		view := n.client.State().View()
 		if err := view.Check(); err != nil {
 			t.Errorf("%s: %v", n.name, err)
@@ -418,6 +412,22 @@ func (w *workload) finish() {
 		if lost+back > 0 {
 			t.Errorf("%s: of %d kept objects %d are lost, of %d removed ones %d are back", n.name, len(w.kept), lost, len(w.removed), back)
 		}
+	}
+	// A schedule that is due at this moment commits between two looks: then another look is taken.
+	var hashes []string
+	same := func() bool {
+		hashes = nil
+		for _, n := range w.l.nodes {
+			h, err := n.client.State().Hash()
+			if err != nil {
+				t.Fatal(err)
+			}
+			hashes = append(hashes, fmt.Sprintf("%x at %d", h[:6], n.client.State().Index()))
+		}
+		return hashes[0] == hashes[1] && hashes[0] == hashes[2]
+	}
+	for end := time.Now().Add(10 * time.Second); !same() && time.Now().Before(end); {
+		time.Sleep(200 * time.Millisecond)
 	}
 	if hashes[0] != hashes[1] || hashes[0] != hashes[2] {
 		t.Errorf("states differ: %v", hashes)
